@@ -1,1 +1,41 @@
-//! fhe
+//! FHE engines behind one interface, and models that run on ciphertext. No I/O.
+//!
+//! A robot (feature `client`) turns a [`Window`] into [`Levels`] as a [`ModelCard`] says, encrypts
+//! them and decrypts the [`Scores`]; a server (feature `server`) evaluates the [`Model`] on the
+//! ciphertext. Types that hold secrets exist only under `client`.
+//!
+//! Invariants:
+//! - 128-bit security and failure probability ≤ 2^-128 of every decision, or no context, no card,
+//!   no model.
+//! - Bytes from outside never panic: they decode or they are refused with a typed error.
+//! - Keys and evaluation keys are deterministic in (context, seed); nothing else needs storing.
+
+#[cfg(not(any(feature = "client", feature = "server")))]
+compile_error!("choose a half of moai-fhe: feature `client`, `server` or both");
+
+mod card;
+mod context;
+mod error;
+mod model;
+mod noise;
+mod window;
+mod wire;
+
+#[cfg(feature = "client")]
+mod client;
+#[cfg(feature = "server")]
+mod server;
+
+pub use card::{
+    FORMAT, Levels, MAX_BOOTSTRAPS, MAX_FEATURES, MAX_LABELS, MAX_THRESHOLD_FEATURES, ModelCard,
+    ModelKind, Scores, WindowShape,
+};
+#[cfg(feature = "client")]
+pub use client::{Engine, EngineError, Entropy, EntropyError, KeySeed, setup};
+pub use context::{Context, ContextDigest, ContextError, MAX_LOG2_FAILURE};
+pub use error::{FormatError, ModelError};
+pub use model::{MAX_MODEL_LEN, Model};
+#[cfg(feature = "server")]
+pub use server::{EvaluationError, EvaluationKeys};
+pub use window::{Feature, MAX_CHANNELS, MAX_SAMPLES, Statistic, Transform, Window, WindowError};
+pub use wire::evaluation_key::MAX_EVALUATION_KEY_LEN;

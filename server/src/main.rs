@@ -1,2 +1,163 @@
-//! server
-fn main() {}
+//! moai-server: evaluates models on ciphertext it cannot decrypt.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use moai_server::config::{self, Config, LogConfig};
+use moai_server::evaluator::Evaluator;
+use moai_server::models::Models;
+use moai_server::service::Service;
+use moai_settings::SettingsError;
+use moai_transport::ids::WorkerId;
+use moai_transport::link::{self, Endpoint, LinkConfig, Outgoing, Qos};
+use moai_transport::message::WorkerState;
+use moai_transport::topic::{Topic, worker_filters};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+const OUTCOME_QUEUE_LEN: usize = 64;
+const MAX_PACKET_LEN: usize = 1024 * 1024;
+
+/// Evaluates models on encrypted sensor readings. It holds evaluation keys for a limited time
+/// and can decrypt nothing.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong command line, 78 wrong configuration"
+)]
+struct Cli {
+    /// Configuration file.
+    #[arg(long, short, default_value = config::DEFAULT_PATH, global = true, env = "MOAI_SERVER_CONFIG")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve in the foreground.
+    Run,
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check the configuration, the models and the files it names; change nothing.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("moai-server: {error:#}");
+            let wrong_settings = error.chain().any(<dyn std::error::Error + 'static>::is::<SettingsError>);
+            ExitCode::from(if wrong_settings { 78 } else { 1 })
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<()> {
+    let config = Config::load(&cli.config)?;
+    let models = Models::load(&config.models_directory)?;
+    let tls = tls(&config)?;
+    if let Command::Config(ConfigCommand::Check) = cli.command {
+        let names: Vec<String> = models.ids().map(ToString::to_string).collect();
+        println!("{}: no problem found; models: {}", cli.config.display(), names.join(", "));
+        return Ok(());
+    }
+    start_log(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let result = runtime.block_on(run(config, models, tls));
+    // An evaluation under way is not waited for: the robot sends the job again.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(
+    config: Config,
+    models: Models,
+    tls: std::sync::Arc<rustls::ClientConfig>,
+) -> anyhow::Result<()> {
+    let worker = new_worker_id()?;
+    let stop = CancellationToken::new();
+    let links = CancellationToken::new();
+    let broker = &config.broker;
+    let endpoint = Endpoint { host: broker.host.clone(), port: broker.port, tls: Some(tls) };
+    let mut link_config = LinkConfig::new("broker", endpoint, worker.to_string());
+    link_config.keep_alive = broker.keep_alive;
+    link_config.max_packet = MAX_PACKET_LEN;
+    let topic = Topic::WorkerStatus { worker: worker.clone() }.to_string();
+    let gone = WorkerState { worker: worker.clone(), up: false }.encode()?;
+    let will = Outgoing { retain: true, ..Outgoing::new(topic, gone, Qos::AtLeastOnce) };
+    link_config.last_will = Some(will.clone());
+    link_config.subscriptions = worker_filters(&config.worker_group, &worker)
+        .into_iter()
+        .map(|filter| (filter, Qos::AtLeastOnce))
+        .collect();
+    let (link, events) = link::spawn(link_config, links.clone());
+
+    let (outcome_sender, outcomes) = mpsc::channel(OUTCOME_QUEUE_LEN);
+    let evaluator = Evaluator::start(config.threads, config.max_waiting_jobs, outcome_sender)?;
+    let names: Vec<String> = models.ids().map(ToString::to_string).collect();
+    tracing::info!(%worker, models = ?names, threads = config.threads, "serving");
+    let service = Service::new(worker, config, models, evaluator, link.clone());
+    let service = tokio::spawn(service.run(events, outcomes, stop.clone()));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+    service.await.context("the service failed")?;
+    let goodbye = async {
+        // If it does not get out, the last will says the same a little later.
+        let _ = link.publish(will).await;
+        links.cancel();
+        link.closed().await;
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), goodbye).await;
+    Ok(())
+}
+
+/// A new name for every start: whoever talks to an earlier run must notice.
+fn new_worker_id() -> anyhow::Result<WorkerId> {
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random)?;
+    Ok(format!("w-{}", hex::encode(random)).parse()?)
+}
+
+fn tls(config: &Config) -> anyhow::Result<std::sync::Arc<rustls::ClientConfig>> {
+    let read = |path: &Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let broker = &config.broker;
+    let (ca, certificate, key) =
+        (read(&broker.ca)?, read(&broker.certificate)?, read(&broker.key)?);
+    Ok(moai_transport::tls::client_config(&ca, &certificate, &key)?)
+}
+
+fn start_log(log: &LogConfig) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level)?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if log.json {
+        subscriber.json().init();
+    } else {
+        subscriber.with_ansi(false).init();
+    }
+    Ok(())
+}

@@ -106,16 +106,16 @@ pub fn read<T>(
     for error in &syntax {
         problems.note(error.span().map_or(0, |span| span.start), error.message());
     }
-    let mut built = None;
+    let mut config = None;
     if syntax.is_empty() {
         let mut root = Section::new(String::new(), 0, table.into_inner(), &problems);
-        built = build(&mut root);
+        config = build(&mut root);
         root.finish();
     }
     let mut found = problems.found.into_inner();
     found.sort();
     found.dedup();
-    match built {
+    match config {
         Some(config) if found.is_empty() => Ok(config),
         _ => Err(SettingsError::Invalid { path: path.to_owned(), problems: found }),
     }
@@ -191,6 +191,14 @@ impl<'t> Section<'t> {
         self.text(key, Some(default))
     }
 
+    /// A text with a default that is itself written as text.
+    pub fn text_or<T: FromStr>(&mut self, key: &'static str, default: &str) -> Option<T>
+    where
+        T::Err: fmt::Display,
+    {
+        self.text(key, default.parse().ok())
+    }
+
     fn text<T: FromStr>(&mut self, key: &'static str, default: Option<T>) -> Option<T>
     where
         T::Err: fmt::Display,
@@ -205,6 +213,30 @@ impl<'t> Section<'t> {
                 self.wrong(offset, key, format_args!("must be a text, not {}", other.type_str()))
             }
         }
+    }
+
+    /// A list of texts that must be there, each parsed by its type.
+    pub fn required_list<T: FromStr>(&mut self, key: &'static str) -> Option<Vec<T>>
+    where
+        T::Err: fmt::Display,
+    {
+        let array = match self.take(key) {
+            None => return self.missing(key),
+            Some((_, DeValue::Array(array))) => array,
+            Some((offset, _)) => return self.wrong(offset, key, "must be a list of texts"),
+        };
+        let items = array.into_iter().map(|item| {
+            let offset = item.span().start;
+            match item.into_inner() {
+                DeValue::String(text) => text.parse().map_or_else(
+                    |error| self.wrong(offset, key, format_args!("is not usable: {error}")),
+                    Some,
+                ),
+                _ => self.wrong(offset, key, "must be a list of texts"),
+            }
+        });
+        // Every item is looked at, so that every problem is named.
+        items.collect::<Vec<Option<T>>>().into_iter().collect()
     }
 
     /// A whole number within `range`; required if there is no default.
@@ -269,19 +301,19 @@ impl<'t> Section<'t> {
                 return self.wrong(offset, key, format_args!("must be tables: [[{key}]]"));
             }
         };
-        let mut built = Some(Vec::new());
+        let mut items = Some(Vec::new());
         for item in array {
             let offset = item.span().start;
             let value = match item.into_inner() {
                 DeValue::Table(table) => self.build(self.path(key), offset, table, &mut build),
                 _ => self.wrong(offset, key, format_args!("must hold tables: [[{key}]]")),
             };
-            built = built.zip(value).map(|(mut list, value)| {
+            items = items.zip(value).map(|(mut list, value)| {
                 list.push(value);
                 list
             });
         }
-        built
+        items
     }
 
     fn build<T>(
@@ -292,9 +324,9 @@ impl<'t> Section<'t> {
         build: impl FnOnce(&mut Section<'_>) -> Option<T>,
     ) -> Option<T> {
         let mut section = Section::new(name, offset, table, self.problems);
-        let built = build(&mut section);
+        let value = build(&mut section);
         section.finish();
-        built
+        value
     }
 
     /// Notes a problem with this section as a whole, for rules that span several keys.

@@ -1,2 +1,148 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: the project's commands.
+//!
+//! Invariants:
+//! - every step selects the whole workspace in the dev profile, so that nothing is compiled twice
+//!   because two steps disagreed about features;
+//! - what a command starts last replaces xtask itself (`exec`): Ctrl-C and exit code are its own;
+//! - builds on nothing but Rust: the system packages the other crates want may be missing.
+
+mod cargo;
+mod setup;
+mod tally;
+
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use crate::cargo::{cargo, has_cargo_command, step};
+
+/// The project's commands. Each installs what it needs first (Debian and Ubuntu; elsewhere it says
+/// what is missing).
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole thing on this machine: software TPM, brokers, server and agent, fed with
+    /// recorded force and torque readings. Needs no configuration and leaves nothing running.
+    #[command(after_help = "`cargo xtask demo --help` after a first run lists the demo's options.")]
+    Demo {
+        /// Options of the demo itself, such as --all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check format and lints, then run every test, end-to-end tests with real processes included.
+    Test {
+        /// Run only tests whose name contains one of these, and nothing but tests.
+        filters: Vec<String>,
+    },
+    /// Measure, and print a table and JSON.
+    Bench {
+        /// Options of the benches themselves.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Everything `test` does, plus documentation and, if cargo-deny is installed, licences and
+    /// advisories.
+    Ci,
+    /// Install the system packages that builds and tests need.
+    Setup {
+        /// Only say what is missing; fail if anything is.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Demo { arguments } => become_binary("moai-demo", &arguments),
+        Command::Bench { arguments } => become_binary("moai-bench", &arguments),
+        Command::Test { filters } if filters.is_empty() => {
+            setup::install()?;
+            lint()?;
+            test(&filters)
+        }
+        Command::Test { filters } => {
+            setup::install()?;
+            test(&filters)
+        }
+        Command::Ci => {
+            setup::install()?;
+            lint()?;
+            document()?;
+            deny()?;
+            test(&[])
+        }
+        Command::Setup { check: true } => setup::check(),
+        Command::Setup { check: false } => {
+            setup::install()?;
+            println!("Everything that builds and tests need is installed.");
+            Ok(())
+        }
+    }
+}
+
+/// Builds all binaries and turns into one of them.
+fn become_binary(name: &str, arguments: &[String]) -> Result<()> {
+    setup::install()?;
+    step(cargo().args(["build", "--workspace", "--bins"]))?;
+    // xtask was built into the same directory, wherever CARGO_TARGET_DIR or a config put it.
+    let binary = std::env::current_exe().context("cannot tell where xtask lies")?;
+    let binary = binary.with_file_name(name);
+    let error = std::process::Command::new(&binary).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start {}", binary.display()))
+}
+
+fn lint() -> Result<()> {
+    step(cargo().args(["fmt", "--all", "--check"]))?;
+    step(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+fn document() -> Result<()> {
+    step(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn deny() -> Result<()> {
+    if has_cargo_command("deny") {
+        return step(cargo().args(["deny", "--workspace", "check", "--hide-inclusion-graph"]));
+    }
+    println!("\nskipped: cargo-deny is not installed (`cargo install --locked cargo-deny`)");
+    Ok(())
+}
+
+/// Runs the tests, also after a failure, and closes with one line that counts them all.
+fn test(filters: &[String]) -> Result<()> {
+    // End-to-end tests start binaries of other packages, which a test run alone does not build.
+    step(cargo().args(["build", "--workspace", "--all-targets"]))?;
+    let mut total = tally::Tally::default();
+    if has_cargo_command("nextest") {
+        let run = ["nextest", "run", "--workspace", "--no-fail-fast"];
+        total += tally::nextest(cargo().args(run).args(filters))?;
+    } else {
+        let run = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--"];
+        total += tally::libtest(cargo().args(run).args(filters))?;
+    }
+    let run = ["test", "--workspace", "--no-fail-fast", "--doc", "--"];
+    total += tally::libtest(cargo().args(run).args(filters))?;
+    println!("\n{total}");
+    if total.failed > 0 {
+        bail!("{} tests failed", total.failed);
+    }
+    Ok(())
+}

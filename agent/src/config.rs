@@ -1,0 +1,244 @@
+//! The agent's configuration file.
+//!
+//! Invariants:
+//! - a [`Config`] is complete and consistent: it only exists if the whole file was understood;
+//! - it holds paths to secrets, never a secret.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use moai_settings::{Section, SettingsError};
+use moai_tpm::{PcrSelection, Tcti};
+use moai_transport::ids::Identity;
+
+use crate::ttl::{Lifetimes, MAX_LIFETIME};
+
+/// Where the configuration lies unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/moai-agent/agent.toml";
+
+/// Everything an operator can set.
+#[derive(Debug)]
+pub struct Config {
+    /// `tenant.robot`, the CN of the robot's certificate.
+    pub identity: Identity,
+    /// Holds the sealed root secret, the vault and the spool.
+    pub state_directory: PathBuf,
+    /// Unix socket that `moai-agent status` asks.
+    pub control_socket: PathBuf,
+    /// The TPM that keeps the root secret.
+    pub tpm: TpmConfig,
+    /// The robot's own broker.
+    pub onboard: OnboardConfig,
+    /// The broker toward the compute server.
+    pub uplink: UplinkConfig,
+    /// `[sessions]`: how long sessions of each class live.
+    pub lifetimes: Lifetimes,
+    /// What is logged and how.
+    pub log: LogConfig,
+}
+
+/// `[tpm]`
+#[derive(Debug)]
+pub struct TpmConfig {
+    /// How the TPM is reached.
+    pub tcti: Tcti,
+    /// The platform configuration registers the root secret is bound to.
+    pub pcrs: PcrSelection,
+    /// How long one TPM command may take before the agent gives up on it.
+    pub deadline: Duration,
+}
+
+/// `[onboard]`
+#[derive(Debug)]
+pub struct OnboardConfig {
+    /// Host name or address; plain TCP, so it must be the robot itself.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// First topic level of the onboard API.
+    pub prefix: String,
+}
+
+/// `[uplink]`
+#[derive(Debug)]
+pub struct UplinkConfig {
+    /// Host name, as in the broker's certificate.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// PEM file with the authority that signed the broker's certificate.
+    pub ca: PathBuf,
+    /// PEM file with the robot's certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file with the robot's private key.
+    pub key: PathBuf,
+    /// MQTT keep-alive.
+    pub keep_alive: Duration,
+}
+
+/// `[log]`
+#[derive(Debug)]
+pub struct LogConfig {
+    /// A tracing filter, such as `info` or `moai_agent=debug`.
+    pub level: String,
+    /// Text for people or JSON for machines.
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One readable line an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("it must be \"text\" or \"json\""),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has problems; every problem is listed with its line.
+    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+        moai_settings::load(path, build)
+    }
+}
+
+fn build(root: &mut Section<'_>) -> Option<Config> {
+    let identity = root.required("identity");
+    let state_directory = root.optional("state_directory", PathBuf::from("/var/lib/moai-agent"));
+    let control_socket =
+        root.optional("control_socket", PathBuf::from("/run/moai-agent/control.sock"));
+    let tpm = root.section("tpm", |tpm| {
+        let tcti = tpm.text_or("tcti", "device:/dev/tpmrm0");
+        let pcrs = tpm.text_or("pcrs", "sha256:7");
+        let deadline = tpm.integer("deadline_seconds", 1..=120, Some(10));
+        Some(TpmConfig { tcti: tcti?, pcrs: pcrs?, deadline: Duration::from_secs(deadline?) })
+    });
+    let onboard = root.section("onboard", |onboard| {
+        let host = onboard.optional("host", "127.0.0.1".to_owned());
+        let port = port(onboard, 1883);
+        let prefix = onboard.optional("prefix", TopicPrefix("moai".to_owned()));
+        Some(OnboardConfig { host: host?, port: port?, prefix: prefix?.0 })
+    });
+    let uplink = root.section("uplink", |uplink| {
+        let host = uplink.required("host");
+        let port = port(uplink, 8883);
+        let ca = uplink.optional("ca", PathBuf::from("/etc/moai-agent/ca.pem"));
+        let certificate =
+            uplink.optional("certificate", PathBuf::from("/etc/moai-agent/robot.pem"));
+        let key = uplink.optional("key", PathBuf::from("/etc/moai-agent/robot.key"));
+        let keep_alive = uplink.integer("keep_alive_seconds", 5..=1200, Some(30));
+        Some(UplinkConfig {
+            host: host?,
+            port: port?,
+            ca: ca?,
+            certificate: certificate?,
+            key: key?,
+            keep_alive: Duration::from_secs(keep_alive?),
+        })
+    });
+    let lifetimes = root.section("sessions", |sessions| {
+        let default = Lifetimes::default();
+        let general = lifetime(sessions, "general_ttl_seconds", default.general);
+        let sensitive = lifetime(sessions, "sensitive_ttl_seconds", default.sensitive);
+        let long = lifetime(sessions, "long_ttl_seconds", default.long);
+        Some(Lifetimes { general: general?, sensitive: sensitive?, long: long? })
+    });
+    let log = root.section("log", |log| {
+        let level = log.optional("level", LogFilter("info".to_owned()));
+        let format = log.optional("format", LogFormat::Text);
+        Some(LogConfig { level: level?.0, format: format? })
+    });
+    Some(Config {
+        identity: identity?,
+        state_directory: state_directory?,
+        control_socket: control_socket?,
+        tpm: tpm?,
+        onboard: onboard?,
+        uplink: uplink?,
+        lifetimes: lifetimes?,
+        log: log?,
+    })
+}
+
+fn lifetime(section: &mut Section<'_>, key: &'static str, default: Duration) -> Option<Duration> {
+    let seconds = section.integer(key, 1..=MAX_LIFETIME.as_secs(), Some(default.as_secs()))?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn port(section: &mut Section<'_>, default: u16) -> Option<u16> {
+    let port = section.integer("port", 1..=u64::from(u16::MAX), Some(u64::from(default)))?;
+    u16::try_from(port).ok()
+}
+
+/// One or more topic levels without wildcards.
+struct TopicPrefix(String);
+
+impl std::str::FromStr for TopicPrefix {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let level = |level: &str| {
+            !level.is_empty() && !level.starts_with('$') && !level.contains(['+', '#', '\0'])
+        };
+        if text.len() <= 128 && text.split('/').all(level) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("a topic prefix has up to 128 bytes, no empty level, no wildcard and no leading $")
+        }
+    }
+}
+
+/// A filter that tracing understands.
+struct LogFilter(String);
+
+impl std::str::FromStr for LogFilter {
+    type Err = tracing_subscriber::filter::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<tracing_subscriber::EnvFilter>()?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, SettingsError> {
+        moai_settings::read(Path::new("agent.toml"), text, build)
+    }
+
+    #[test]
+    fn identity_and_uplink_host_are_all_a_robot_must_say() {
+        let config = read("identity = 'acme.robot-1'\n[uplink]\nhost = 'broker'\n").unwrap();
+        assert_eq!(config.identity.to_string(), "acme.robot-1");
+        assert_eq!(config.tpm.tcti.to_string(), "device:/dev/tpmrm0");
+        assert_eq!(config.uplink.port, 8883);
+        assert_eq!(config.log.format, LogFormat::Text);
+    }
+
+    #[test]
+    fn every_mistake_is_named_with_its_line() {
+        let text = "identity = 'Acme.Robot'\n[tpm]\ntcti = 'swtpm:path=/run/x'\n[onboard]\n\
+                    prefix = 'a/+/b'\n[uplink]\nport = 0\n[log]\nlevel = 'a=b=c'\nstyle = 'json'\n";
+        let message = read(text).unwrap_err().to_string();
+        for line in [1, 3, 5, 6, 7, 9, 10] {
+            let place = format!("agent.toml:{line}: ");
+            assert!(message.contains(&place), "line {line} is not in:\n{message}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The agent's parts. The binary `moai-agent` composes them; benches measure them.
+//!
+//! In the order data meets them: [`config`] · [`custody`] · [`vault`] · [`session`] ·
+//! [`onboard`] · [`window`] · [`spool`] · [`uplink`] · [`daemon`] · [`control`].
+
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod custody;
+pub mod daemon;
+pub mod hardening;
+pub mod onboard;
+pub mod secrets;
+pub mod services;
+pub mod session;
+pub mod spool;
+pub mod status;
+pub mod status_table;
+pub mod store;
+pub mod task;
+pub mod tasks;
+pub mod ttl;
+pub mod uplink;
+pub mod vault;
+pub mod window;

@@ -1,0 +1,101 @@
+//! What every session needs from the rest of the agent.
+
+use std::sync::Arc;
+
+use moai_tpm::Tpm;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{BootId, Clock};
+use crate::onboard::Onboard;
+use crate::secrets::{OsEntropy, SessionSeed};
+use crate::spool::Spool;
+use crate::status::StatusBoard;
+use crate::ttl::Lifetimes;
+use crate::uplink::Uplink;
+use crate::vault::{SessionRecord, Vault, VaultError};
+use moai_transport::ids::SessionId;
+
+/// Handles to the agent's owners of resources.
+pub struct Services {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The running boot.
+    pub boot: BootId,
+    /// Sealed session records.
+    pub vault: Arc<Vault>,
+    /// Jobs that wait for an answer.
+    pub spool: Spool,
+    /// Toward the server.
+    pub uplink: Uplink,
+    /// Toward onboard software.
+    pub onboard: Onboard,
+    /// Second source of randomness.
+    pub tpm: Tpm,
+    /// Lifetimes of the classes.
+    pub lifetimes: Lifetimes,
+    /// What `status` shows.
+    pub board: StatusBoard,
+    /// Cancelled when the agent shuts down.
+    pub stop: CancellationToken,
+}
+
+/// Why no session could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// The TPM gave no randomness.
+    #[error("the TPM gave no randomness: {0}")]
+    Tpm(#[from] moai_tpm::TpmError),
+    /// The operating system gave none.
+    #[error("the operating system gave no randomness: {0}")]
+    OperatingSystem(#[from] getrandom::Error),
+}
+
+impl Services {
+    /// A fresh session seed; a few milliseconds of TPM time.
+    ///
+    /// # Errors
+    /// One of the two sources failed; no session may be made then.
+    pub async fn session_seed(&self) -> Result<SessionSeed, SeedError> {
+        let tpm = self.tpm.clone();
+        off_thread(move || {
+            let random = tpm.random()?;
+            Ok(SessionSeed::mix(OsEntropy::bytes()?, &random))
+        })
+        .await
+    }
+
+    /// A fresh session id.
+    ///
+    /// # Errors
+    /// The operating system gave no randomness.
+    pub fn session_id(&self) -> Result<SessionId, SeedError> {
+        let milliseconds = u64::try_from(self.clock.unix().as_millis()).unwrap_or(u64::MAX);
+        Ok(SessionId::new(milliseconds, OsEntropy::bytes()?))
+    }
+
+    /// Writes a session's record; durable when it returns.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn write_record(&self, record: SessionRecord) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        off_thread(move || vault.write(&record)).await
+    }
+
+    /// Erases a session's record.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn erase_record(&self, session: SessionId) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        off_thread(move || vault.erase(&session)).await
+    }
+}
+
+/// Runs blocking work beside the async threads.
+pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,537 @@
+//! The one owner task of a session: it turns events into frames, answers and an end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moai_fhe::{Context, Engine};
+use moai_transport::chunk;
+use moai_transport::frame::{Claims, Frame, FrameKind};
+use moai_transport::ids::{ContextId, JobNumber, ModelId, WorkerId};
+use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest};
+use moai_transport::topic::Topic;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::jobs::{Jobs, MAX_WAITING, Made};
+use super::registration::{Next, Registration};
+use super::{EndReason, Input, Reports, STOP_PATIENCE, SessionReport, SessionRequest, StartError};
+use crate::onboard::{Answer, Bytes, Refusal, Timing, micros};
+use crate::secrets::OsEntropy;
+use crate::services::Services;
+use crate::spool::SpooledJob;
+use crate::uplink::{SendError, SessionEvent, context_id};
+use crate::vault::SessionRecord;
+
+const TICK: Duration = Duration::from_millis(500);
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Work under way beside the actor.
+enum Done {
+    Keys(Result<GeneratedKeys, String>),
+    Chunk { index: u64, sent: Result<usize, SendError> },
+    Job { number: JobNumber, sent: Result<usize, SendError> },
+    Opened(Result<usize, SendError>),
+}
+
+/// Evaluation keys and what they look like.
+struct GeneratedKeys {
+    bytes: Vec<u8>,
+    manifest: Manifest,
+}
+
+pub(super) struct Actor {
+    services: Arc<Services>,
+    record: SessionRecord,
+    context: ContextId,
+    model: ModelId,
+    engine: Box<dyn Engine>,
+    registration: Registration,
+    jobs: Jobs,
+    draining: Option<EndReason>,
+    work: JoinSet<Done>,
+    /// Outcomes on their way to onboard software.
+    releases: JoinSet<()>,
+    reports: Reports,
+}
+
+impl Actor {
+    pub(super) fn new(
+        services: Arc<Services>,
+        record: SessionRecord,
+        waiting: Vec<SpooledJob>,
+        reports: Reports,
+    ) -> Result<Self, StartError> {
+        let card = &record.facts.card;
+        let engine = moai_fhe::setup(&Context::tfhe(), &record.seed.fhe_seed("tfhe"))?;
+        let model = card.id().parse().map_err(StartError::ModelId)?;
+        let registration = match record.facts.manifest {
+            None => Registration::generating(),
+            Some(_) => Registration::resumed(),
+        };
+        let mut jobs = Jobs::default();
+        for job in waiting {
+            jobs.insert(job, None, Instant::now());
+        }
+        Ok(Self {
+            context: context_id(card),
+            model,
+            services,
+            record,
+            engine,
+            registration,
+            jobs,
+            draining: None,
+            work: JoinSet::new(),
+            releases: JoinSet::new(),
+            reports,
+        })
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<SessionRequest>,
+        mut events: mpsc::Receiver<SessionEvent>,
+    ) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if self.registration.is_generating() {
+            self.generate_keys();
+        }
+        self.report(SessionReport::Opening(None)).await;
+        let stop = self.services.stop.clone();
+        loop {
+            self.drive();
+            self.show();
+            if let Some(reason) = self.over() {
+                return self.end(reason).await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return self.suspend(events).await,
+                Some(event) = events.recv() => self.event(event).await,
+                Some(Ok(done)) = self.work.join_next() => self.done(done).await,
+                Some(_) = self.releases.join_next() => {}
+                request = requests.recv(), if self.draining.is_none() => match request {
+                    Some(SessionRequest::Submit(input)) => self.submit(input).await,
+                    Some(SessionRequest::Drain(reason)) => self.drain(reason).await,
+                    None => self.drain(EndReason::Closed).await,
+                },
+                _ = ticks.tick() => self.tick(),
+            }
+        }
+    }
+
+    /// Whether the session has reached its end.
+    fn over(&self) -> Option<EndReason> {
+        if self.services.clock.boot() >= self.record.facts.expires {
+            return Some(EndReason::Expired);
+        }
+        self.draining.clone().filter(|reason| {
+            let done = self.jobs.is_empty() && self.releases.is_empty();
+            done || matches!(reason, EndReason::Failed(_))
+        })
+    }
+
+    fn remaining(&self) -> Duration {
+        self.record.facts.expires.remaining(self.services.clock.boot())
+    }
+
+    async fn report(&self, report: SessionReport) {
+        // A task that has gone needs no reports.
+        let _ = self.reports.send((self.record.id.clone(), report)).await;
+    }
+
+    fn show(&self) {
+        let remaining = self.remaining();
+        self.services.board.update(&self.record.facts.task, |status| {
+            status.upload = self.registration.progress();
+            status.waiting = self.jobs.len();
+            status.expires_in_seconds = Some(remaining.as_secs());
+        });
+    }
+
+    async fn drain(&mut self, reason: EndReason) {
+        tracing::info!(session = %self.record.id, reason = reason.text(), "session drains");
+        self.draining = Some(reason);
+        self.report(SessionReport::Draining).await;
+    }
+
+    // Keys and registration.
+
+    fn generate_keys(&mut self) {
+        let seed = self.record.seed.fhe_seed("tfhe");
+        let (context, remaining) = (self.context, self.remaining());
+        self.work.spawn_blocking(move || {
+            let generate = || {
+                let engine = moai_fhe::setup(&Context::tfhe(), &seed).map_err(|e| e.to_string())?;
+                let bytes = engine.evaluation_keys().map_err(|e| e.to_string())?;
+                let manifest = chunk::manifest(context, remaining, &bytes, 0);
+                Ok(GeneratedKeys { manifest: manifest.map_err(|e| e.to_string())?, bytes })
+            };
+            Done::Keys(generate())
+        });
+    }
+
+    async fn keys_ready(&mut self, keys: Result<GeneratedKeys, String>) {
+        let keys = match keys {
+            Ok(keys) => keys,
+            Err(error) => return self.drain(EndReason::Failed(error)).await,
+        };
+        self.record.facts.manifest = Some(keys.manifest.clone());
+        if let Err(error) = self.services.write_record(self.record.clone()).await {
+            return self.drain(EndReason::Failed(error.to_string())).await;
+        }
+        tracing::debug!(session = %self.record.id, bytes = keys.bytes.len(), "evaluation keys are ready");
+        if let Err(error) = self.registration.offer(keys.bytes, &keys.manifest) {
+            self.drain(EndReason::Failed(error.to_string())).await;
+        }
+    }
+
+    /// Sends whatever may be sent now: the question, chunks, jobs.
+    fn drive(&mut self) {
+        let now = Instant::now();
+        if let Some(manifest) = &self.record.facts.manifest {
+            let nonce = OsEntropy::bytes().map_or(0, u64::from_be_bytes);
+            if nonce != 0 && self.registration.ask(now, nonce) {
+                let mut manifest = manifest.clone();
+                manifest.nonce = nonce;
+                manifest.ttl_seconds =
+                    u32::try_from(self.remaining().as_secs().max(1)).unwrap_or(u32::MAX);
+                let topic = Topic::Open {
+                    identity: self.services.uplink.identity().clone(),
+                    session: self.record.id.clone(),
+                };
+                match manifest.encode() {
+                    Ok(body) => self.spawn(topic, FrameKind::Open, 0, body, Done::Opened),
+                    Err(error) => {
+                        tracing::error!(session = %self.record.id, %error, "open cannot be encoded");
+                    }
+                }
+            }
+        }
+        while let Some((upload, worker)) = self.registration.upload() {
+            let worker = worker.clone();
+            let Some(part) = upload.next(now.into_std()) else { break };
+            let topic = self.to_worker(worker, "chunk");
+            let index = part.index;
+            self.spawn(topic, FrameKind::Chunk, index, part.bytes.to_vec(), move |sent| {
+                Done::Chunk { index, sent }
+            });
+        }
+        if let Some(worker) = self.registration.registered_worker().cloned() {
+            while let Some((number, body)) = self.jobs.next_due(now) {
+                let topic = self.to_worker(worker.clone(), "job");
+                self.spawn(topic, FrameKind::Job, number.0, body.to_vec(), move |sent| Done::Job {
+                    number,
+                    sent,
+                });
+            }
+        }
+    }
+
+    fn to_worker(&self, worker: WorkerId, leaf: &str) -> Topic {
+        let identity = self.services.uplink.identity().clone();
+        let session = self.record.id.clone();
+        match leaf {
+            "chunk" => Topic::Chunk { identity, worker, session },
+            "job" => Topic::Job { identity, worker, session },
+            _ => Topic::Delete { identity, worker, session },
+        }
+    }
+
+    fn frame(&self, kind: FrameKind, number: u64, body: Vec<u8>) -> (Frame, Duration) {
+        let remaining = self.remaining();
+        let claims = Claims {
+            identity: Some(self.services.uplink.identity().clone()),
+            session: Some(self.record.id.clone()),
+            number,
+            model: Some(self.model.clone()),
+            context: Some(self.context),
+            expires_at: (self.services.clock.unix() + remaining).as_secs(),
+            compute_micros: None,
+        };
+        (Frame { kind, claims, body }, remaining)
+    }
+
+    fn spawn(
+        &mut self,
+        topic: Topic,
+        kind: FrameKind,
+        number: u64,
+        body: Vec<u8>,
+        done: impl FnOnce(Result<usize, SendError>) -> Done + Send + 'static,
+    ) {
+        let (frame, expiry) = self.frame(kind, number, body);
+        let uplink = self.services.uplink.clone();
+        self.work.spawn(async move {
+            done(uplink.send(&topic, &frame, expiry).await.map(|sent| sent.frame_len))
+        });
+    }
+
+    async fn have(&mut self, have: &Have) {
+        match self.registration.have(have) {
+            Next::Ignore | Next::SendChunks => {}
+            Next::GenerateKeys => {
+                tracing::info!(session = %self.record.id, "the server lost the keys; making them again");
+                self.generate_keys();
+                self.report(SessionReport::Opening(Some("making keys again".to_owned()))).await;
+            }
+            Next::Registered => {
+                tracing::info!(session = %self.record.id, worker = %have.worker, "session is active");
+                self.jobs.retry_all(Instant::now());
+                if self.draining.is_none() {
+                    self.report(SessionReport::Active).await;
+                }
+            }
+        }
+    }
+
+    /// The server may no longer hold the session: ask, and send every job again.
+    async fn renew(&mut self, why: &str) {
+        let was_active = self.registration.registered_worker().is_some();
+        self.registration.renew();
+        self.jobs.retry_all(Instant::now());
+        if was_active && self.draining.is_none() {
+            self.report(SessionReport::Opening(Some(why.to_owned()))).await;
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.jobs.any_overdue(Instant::now()) {
+            tracing::warn!(session = %self.record.id, "jobs are overdue; asking the server again");
+            self.registration.renew();
+            self.jobs.retry_all(Instant::now());
+        }
+        if self.registration.is_unanswered() {
+            self.services.board.update(&self.record.facts.task, |status| {
+                status.reason = Some("no compute server answers".to_owned());
+            });
+        }
+    }
+
+    // Jobs.
+
+    async fn submit(&mut self, input: Input) {
+        if self.jobs.len() >= MAX_WAITING {
+            let message =
+                format!("{MAX_WAITING} windows wait for an answer already; this one is dropped");
+            return self.refuse(None, "backlog_full", message).await;
+        }
+        let card = &self.record.facts.card;
+        let encrypted = self.engine.encrypt(card, &input.levels, &mut OsEntropy);
+        let made = Made { at: input.arrived, encrypt: input.arrived.elapsed() };
+        let body = match encrypted {
+            Ok(body) => body,
+            Err(error) => return self.refuse(None, "not_encrypted", error.to_string()).await,
+        };
+        let spooled =
+            self.services.spool.append(&self.record.id, body.clone(), input.plain_len).await;
+        match spooled {
+            Ok(number) => {
+                let job = SpooledJob { number, body, plain_len: input.plain_len };
+                self.jobs.insert(job, Some(made), Instant::now());
+            }
+            Err(error) => self.refuse(None, "not_spooled", error.to_string()).await,
+        }
+    }
+
+    async fn event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Up => self.renew("the uplink came back").await,
+            SessionEvent::Have(have) => self.have(&have).await,
+            SessionEvent::Result { number, body, compute, frame_len } => {
+                self.answer(number, &body, compute, frame_len);
+            }
+            SessionEvent::Error { number, error } => self.error(number, error).await,
+            SessionEvent::WorkerDown(worker) => {
+                if self.registration.worker() == Some(&worker) {
+                    self.renew("the compute server went away").await;
+                }
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        number: JobNumber,
+        body: &[u8],
+        compute: Option<Duration>,
+        frame_len: usize,
+    ) {
+        let Some(job) = self.jobs.remove(number) else {
+            tracing::debug!(session = %self.record.id, %number, "result of no waiting job dropped");
+            return;
+        };
+        let start = Instant::now();
+        let card = &self.record.facts.card;
+        let label = self.engine.decrypt(card, body).map(|scores| card.label(&scores).to_owned());
+        let decrypt = start.elapsed();
+        let session = self.record.id.to_string();
+        let outcome = label.map_err(|error| {
+            let message = format!("the server's answer is not usable: {error}");
+            Refusal {
+                code: "bad_result",
+                message,
+                job: Some(number.0),
+                session: Some(session.clone()),
+            }
+        });
+        let total = job.made.map(|made| made.at.elapsed());
+        let parts =
+            job.made.zip(compute).zip(total).map(|((made, compute), total)| {
+                total.saturating_sub(made.encrypt + compute + decrypt)
+            });
+        let outcome = outcome.map(|label| Answer {
+            job: number.0,
+            session,
+            model: self.model.to_string(),
+            label,
+            timing: Timing {
+                encrypt_us: job.made.map(|made| micros(made.encrypt)),
+                uplink_us: parts.map(micros),
+                compute_us: compute.map(micros),
+                decrypt_us: micros(decrypt),
+                total_us: total.map(micros),
+            },
+            bytes: Bytes {
+                ciphertext_up: job.body.len(),
+                ciphertext_down: body.len(),
+                frame_up: job.frame_len,
+                frame_down: frame_len,
+                plain: job.plain_len,
+            },
+        });
+        self.release(number, outcome);
+    }
+
+    /// Publishes a job's outcome, then drops the job from the spool: in this order, so that a
+    /// crash in between repeats an outcome (with the same number) and never loses one.
+    fn release(&mut self, number: JobNumber, outcome: Result<Answer, Refusal>) {
+        let services = Arc::clone(&self.services);
+        let (task, session) = (self.record.facts.task.clone(), self.record.id.clone());
+        self.releases.spawn(async move {
+            match &outcome {
+                Ok(answer) => services.onboard.answer(&task, answer).await,
+                Err(refusal) => services.onboard.refuse(&task, refusal).await,
+            }
+            services.board.update(&task, |status| match outcome {
+                Ok(_) => status.answered += 1,
+                Err(_) => status.refused += 1,
+            });
+            if let Err(error) = services.spool.remove(&session, number).await {
+                tracing::error!(%session, %number, %error, "an ended job stays in the spool");
+            }
+        });
+    }
+
+    async fn refuse(&self, number: Option<JobNumber>, code: &'static str, message: String) {
+        let session = Some(self.record.id.to_string());
+        let refusal = Refusal { code, message, job: number.map(|number| number.0), session };
+        self.services.onboard.refuse(&self.record.facts.task, &refusal).await;
+        self.services.board.update(&self.record.facts.task, |status| status.refused += 1);
+    }
+
+    async fn error(&mut self, number: Option<JobNumber>, error: ErrorBody) {
+        tracing::warn!(session = %self.record.id, ?number, code = ?error.code, "the server refuses");
+        match (error.code, number) {
+            (ErrorCode::UnknownSession | ErrorCode::ExpiredSession, _) => {
+                self.renew("the server does not hold the session").await;
+            }
+            (code, Some(number)) if code.is_transient() => {
+                self.jobs.retry(number, Instant::now(), BUSY_PAUSE);
+            }
+            (_, Some(number)) => {
+                if self.jobs.remove(number).is_some() {
+                    let message = format!("the server refused the job: {}", error.message);
+                    let session = Some(self.record.id.to_string());
+                    let code = refusal_code(error.code);
+                    let refusal = Refusal { code, message, job: Some(number.0), session };
+                    self.release(number, Err(refusal));
+                }
+            }
+            (code, None) if code.is_transient() => {
+                let why = format!("the server is busy: {}", error.message);
+                self.report(SessionReport::Opening(Some(why))).await;
+            }
+            (_, None) => {
+                let why = format!("the server refused the session: {}", error.message);
+                self.drain(EndReason::Failed(why)).await;
+            }
+        }
+    }
+
+    async fn done(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Keys(keys) => self.keys_ready(keys).await,
+            Done::Chunk { index, sent } => self.registration.chunk_done(index, sent.is_ok(), now),
+            Done::Job { number, sent: Ok(frame_len) } => self.jobs.note_frame(number, frame_len),
+            Done::Job { number, sent: Err(error) } => {
+                tracing::debug!(session = %self.record.id, %number, %error, "job not sent yet");
+                self.jobs.retry(number, now, BUSY_PAUSE);
+            }
+            Done::Opened(Ok(_)) => {}
+            Done::Opened(Err(error)) => {
+                tracing::debug!(session = %self.record.id, %error, "open not sent yet");
+            }
+        }
+    }
+
+    // Ends.
+
+    /// The agent stops: answers that come soon are still released, the rest waits in the spool.
+    async fn suspend(mut self, mut events: mpsc::Receiver<SessionEvent>) {
+        let deadline = tokio::time::sleep(STOP_PATIENCE);
+        tokio::pin!(deadline);
+        while !(self.jobs.is_empty() && self.releases.is_empty()) {
+            self.drive();
+            tokio::select! {
+                () = &mut deadline => break,
+                Some(event) = events.recv() => self.event(event).await,
+                Some(Ok(done)) = self.work.join_next() => self.done(done).await,
+                Some(_) = self.releases.join_next() => {}
+            }
+        }
+        tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
+    }
+
+    async fn end(mut self, reason: EndReason) {
+        let releases = std::mem::take(&mut self.releases).join_all();
+        if tokio::time::timeout(STOP_PATIENCE, releases).await.is_err() {
+            tracing::warn!(session = %self.record.id, "answers did not reach the onboard broker");
+        }
+        for number in self.jobs.take_all() {
+            let message = format!("the job was not answered: {}", reason.text());
+            self.refuse(Some(number), "session_ended", message).await;
+        }
+        let id = self.record.id.clone();
+        if let Some(worker) = self.registration.worker().cloned() {
+            let (frame, _) = self.frame(FrameKind::Delete, 0, Vec::new());
+            let topic = self.to_worker(worker, "delete");
+            let sent = self.services.uplink.send(&topic, &frame, BUSY_PAUSE * 60);
+            if !matches!(tokio::time::timeout(BUSY_PAUSE, sent).await, Ok(Ok(_))) {
+                tracing::warn!(session = %id, "the server was not told; it forgets the keys at expiry");
+            }
+        }
+        self.services.uplink.unsubscribe(id.clone()).await;
+        if let Err(error) = self.services.spool.forget(&id).await {
+            tracing::error!(session = %id, %error, "jobs of an ended session stay in the spool");
+        }
+        if let Err(error) = self.services.erase_record(id.clone()).await {
+            tracing::error!(session = %id, %error, "the record of an ended session stays");
+        }
+        tracing::info!(session = %id, reason = reason.text(), "session ended");
+        self.report(SessionReport::Ended(reason)).await;
+    }
+}
+
+/// A server's refusal in the onboard API's words.
+fn refusal_code(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::UnknownModel => "unknown_model",
+        ErrorCode::MalformedCiphertext => "malformed_ciphertext",
+        ErrorCode::TooLarge => "too_large",
+        ErrorCode::IdentityMismatch => "identity_mismatch",
+        _ => "server_refused",
+    }
+}

@@ -1,0 +1,73 @@
+//! What the agent knows about itself, for `moai-agent status` and the onboard health topic.
+//!
+//! Invariant: it holds states and counters only, no secret and nothing derived from a sample.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use moai_transport::ids::TaskId;
+use serde::{Deserialize, Serialize};
+
+/// One task, as `status` shows it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// The model it asks.
+    pub model: String,
+    /// `opening`, `active`, `draining` or `ended`.
+    pub state: String,
+    /// What it waits for, or why it ended.
+    pub reason: Option<String>,
+    /// Its session.
+    pub session: Option<String>,
+    /// Seconds until the session ends.
+    pub expires_in_seconds: Option<u64>,
+    /// Evaluation key chunks the server holds, of how many.
+    pub upload: Option<(usize, usize)>,
+    /// Jobs that wait for an answer.
+    pub waiting: usize,
+    /// Jobs answered since the agent started.
+    pub answered: u64,
+    /// Jobs refused since the agent started.
+    pub refused: u64,
+}
+
+/// The agent, as `status` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// `up`, `degraded` or `down`.
+    pub status: String,
+    /// Why it is not `up`.
+    pub reasons: Vec<String>,
+    /// `tenant.robot`.
+    pub identity: String,
+    /// The agent's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The TPM that keeps the root secret.
+    pub tpm: String,
+    /// Models the server offers.
+    pub models: Vec<String>,
+    /// Tasks by name.
+    pub tasks: BTreeMap<String, TaskStatus>,
+}
+
+/// Where tasks write their status. Short critical sections, never across an await.
+#[derive(Clone, Default)]
+pub struct StatusBoard(Arc<Mutex<BTreeMap<TaskId, TaskStatus>>>);
+
+impl StatusBoard {
+    /// Changes a task's status.
+    pub fn update(&self, task: &TaskId, change: impl FnOnce(&mut TaskStatus)) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(tasks.entry(task.clone()).or_default());
+    }
+
+    /// All tasks, now.
+    pub fn snapshot(&self) -> BTreeMap<String, TaskStatus> {
+        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.iter().map(|(id, status)| (id.to_string(), status.clone())).collect()
+    }
+}

@@ -1,0 +1,81 @@
+//! The status as a person reads it in a terminal.
+
+use std::fmt::Write;
+
+use crate::status::{AgentStatus, TaskStatus};
+
+/// The status as text, one fact a line.
+#[must_use] 
+pub fn render(status: &AgentStatus) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    line("robot", &status.identity);
+    line("status", &status.status);
+    for reason in &status.reasons {
+        line("", reason);
+    }
+    line("tpm", &status.tpm);
+    let uptime = duration(status.uptime_seconds);
+    line("agent", &format!("{} (pid {}), up {uptime}", status.version, status.pid));
+    let models =
+        if status.models.is_empty() { "none yet".to_owned() } else { status.models.join(", ") };
+    line("models", &models);
+    if status.tasks.is_empty() {
+        line("tasks", "none");
+    }
+    for (name, task) in &status.tasks {
+        line("task", &task_line(name, task));
+    }
+    text
+}
+
+fn task_line(name: &str, task: &TaskStatus) -> String {
+    let mut text = format!("{name}: {} with {}", task.state, task.model);
+    if let Some(reason) = &task.reason {
+        let _ = write!(text, " ({reason})");
+    }
+    if let Some((done, total)) = task.upload {
+        let _ = write!(text, ", keys {done} of {total} chunks");
+    }
+    if let Some(seconds) = task.expires_in_seconds {
+        let _ = write!(text, ", session ends in {}", duration(seconds));
+    }
+    let TaskStatus { waiting, answered, refused, .. } = task;
+    let _ = write!(text, "; {answered} answered, {waiting} waiting, {refused} refused");
+    text
+}
+
+fn duration(seconds: u64) -> String {
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min {seconds} s"),
+        _ => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_sees_what_each_task_waits_for() {
+        let task = TaskStatus {
+            model: "grasp".into(),
+            state: "opening".into(),
+            reason: Some("no compute server answers".into()),
+            upload: Some((3, 184)),
+            expires_in_seconds: Some(3599),
+            waiting: 2,
+            ..TaskStatus::default()
+        };
+        assert_eq!(
+            task_line("arm", &task),
+            "arm: opening with grasp (no compute server answers), keys 3 of 184 chunks, session \
+             ends in 59 min 59 s; 0 answered, 2 waiting, 0 refused"
+        );
+    }
+}

@@ -1,0 +1,79 @@
+//! The embedded store under vault and spool: redb files with small caches and private modes.
+//!
+//! Invariants:
+//! - a file is created with mode 0600;
+//! - a write is durable when its function returns, or did not happen.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{Database, Key, Table, TableDefinition, Value};
+
+/// Two small tables: a large page cache would only hold memory the robot needs.
+const CACHE_LEN: usize = 1024 * 1024;
+
+/// Why a store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened.
+    #[error("cannot open {}: {source}; check the state directory's owner and free space", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is not a store of this version, or is damaged beyond its own repair.
+    #[error("{} is not a usable store: {source}; move it away to start with an empty one", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the store said.
+        source: redb::DatabaseError,
+    },
+    /// A transaction failed.
+    #[error("the store refused: {0}; check free space and the disk's health")]
+    Transaction(Box<redb::Error>),
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        Self::Transaction(Box::new(error.into()))
+    }
+}
+
+/// Opens or creates a store file.
+///
+/// # Errors
+/// The file cannot be opened, or is none of ours.
+pub fn open(path: &Path) -> Result<Database, StoreError> {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
+    Database::builder()
+        .set_cache_size(CACHE_LEN)
+        .create_with_backend(FileBackend::new(file).map_err(damaged)?)
+        .map_err(damaged)
+}
+
+/// Runs `change` on a table in one durable transaction.
+///
+/// # Errors
+/// The store refuses; nothing was changed then.
+pub fn write<K: Key + 'static, V: Value + 'static, T>(
+    database: &Database,
+    definition: TableDefinition<'_, K, V>,
+    change: impl FnOnce(&mut Table<'_, K, V>) -> Result<T, redb::StorageError>,
+) -> Result<T, StoreError> {
+    let transaction = database.begin_write()?;
+    let result = change(&mut transaction.open_table(definition)?)?;
+    transaction.commit()?;
+    Ok(result)
+}

@@ -1,0 +1,115 @@
+//! The robot's half: keys from a seed, encryption, decryption.
+//!
+//! Invariants:
+//! - Secret keys live in types without `Debug`, `Clone` and `Serialize` and are wiped on drop;
+//!   [`KeySeed::expose`] is the only way out for a secret.
+//! - Randomness comes from the caller, fresh for every encryption.
+//! - What tfhe keeps on the heap while it generates keys is wiped by the program's zeroizing
+//!   allocator, not by this crate.
+
+pub(crate) mod tfhe;
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::card::{Levels, ModelCard, Scores};
+use crate::context::Context;
+use crate::error::{FormatError, ModelError};
+
+/// 32 secret bytes from which all keys of a session follow.
+pub struct KeySeed(Zeroizing<[u8; 32]>);
+
+impl KeySeed {
+    /// Takes 32 uniformly random bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The secret bytes.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// The caller's source of randomness could not be read. Retry later.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the system's random number source failed; retry")]
+pub struct EntropyError;
+
+/// A cryptographically secure source of random bytes.
+pub trait Entropy {
+    /// Fills `out` with fresh random bytes.
+    ///
+    /// # Errors
+    /// [`EntropyError`] when the source has none; `out` must not be used then.
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyError>;
+}
+
+/// Why an engine refused.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The source of randomness failed. Retry.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// The card or the levels don't fit. Fix the input.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The card was made for another context. Ask the server for its current catalogue.
+    #[error("the model runs under another context; fetch the catalogue again")]
+    ContextMismatch,
+    /// The bytes are not a result of this model. Stop: the peer is broken or hostile.
+    #[error("the encrypted result is malformed: {0}")]
+    Malformed(#[from] FormatError),
+    /// The result decrypts to nothing sensible: it was computed with other keys. Register the
+    /// session's evaluation keys again.
+    #[error("the encrypted result was not made with this session's keys; register them again")]
+    ForeignKey,
+}
+
+impl EngineError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Entropy(_))
+    }
+}
+
+/// The client half of one FHE scheme, with the keys of one session.
+pub trait Engine: Send + Sync {
+    /// The evaluation keys in their wire format: 22.6 MB, deterministic in context and seed.
+    /// Takes about 1.5 seconds of CPU on the current rayon pool; call it off the async threads.
+    ///
+    /// # Errors
+    /// [`EngineError`] when an engine cannot make them; the TFHE engine always can.
+    fn evaluation_keys(&self) -> Result<Vec<u8>, EngineError>;
+
+    /// Encrypts the levels of one window: microseconds.
+    ///
+    /// # Errors
+    /// [`EngineError::ContextMismatch`], [`EngineError::Model`] when the levels are another
+    /// model's, [`EngineError::Entropy`].
+    fn encrypt(
+        &self,
+        card: &ModelCard,
+        levels: &Levels,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<u8>, EngineError>;
+
+    /// Decrypts a result: microseconds.
+    ///
+    /// # Errors
+    /// [`EngineError::ContextMismatch`], [`EngineError::Malformed`] when the bytes are no result
+    /// of this model, [`EngineError::ForeignKey`] when they were computed with other keys.
+    fn decrypt(&self, card: &ModelCard, body: &[u8]) -> Result<Scores, EngineError>;
+}
+
+/// Makes the engine of a context with the keys of a seed: milliseconds, deterministic.
+///
+/// # Errors
+/// None for the contexts of this release; engines to come may refuse a context.
+pub fn setup(context: &Context, seed: &KeySeed) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(tfhe::TfheEngine::new(context, seed)))
+}

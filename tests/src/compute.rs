@@ -1,0 +1,151 @@
+//! The compute server: `moai-server` with its configuration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::mqtt::Client;
+use crate::onboard::SLOW;
+use crate::pki::Credentials;
+use crate::process::{Finished, Launch, Process, STEP, binary};
+use crate::settings::{Settings, quoted};
+
+/// The filter under which workers say that they are up.
+pub const WORKER_STATUS: &str = "moai/v1/workers/+/status";
+
+/// A compute server.
+#[derive(Debug)]
+pub struct Compute {
+    directory: PathBuf,
+    settings: Settings,
+    process: Option<Process>,
+    worker: Option<String>,
+}
+
+impl Compute {
+    /// Writes the configuration; nothing runs yet.
+    ///
+    /// # Errors
+    /// The configuration cannot be written, or a snippet is not TOML.
+    pub fn new(
+        directory: &Path,
+        broker_port: u16,
+        credentials: &Credentials,
+        models: &Path,
+        server_toml: &[String],
+    ) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let mut settings = Settings::default();
+        settings.overlay(&format!(
+            "worker_group = \"test-workers\"\n\
+             tenants = [\"acme\", \"globex\"]\n\
+             models_directory = {models}\n\
+             [broker]\nhost = \"localhost\"\nport = {broker_port}\n\
+             ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
+             [log]\nlevel = \"trace\"\n",
+            models = quoted(models),
+            ca = quoted(&credentials.ca),
+            certificate = quoted(&credentials.certificate),
+            key = quoted(&credentials.key),
+        ))?;
+        for snippet in server_toml {
+            settings.overlay(snippet)?;
+        }
+        let compute =
+            Self { directory: directory.to_owned(), settings, process: None, worker: None };
+        compute.settings.write(&compute.config_file())?;
+        Ok(compute)
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("server.toml")
+    }
+
+    /// Changes the configuration; it counts from the next start on.
+    ///
+    /// # Errors
+    /// The snippet is not TOML, or the file cannot be written.
+    pub fn configure(&mut self, toml: &str) -> Result<()> {
+        self.settings.overlay(toml)?;
+        self.settings.write(&self.config_file())
+    }
+
+    /// Runs a subcommand such as `["config", "check"]` to its end.
+    ///
+    /// # Errors
+    /// It cannot be started or takes longer than [`STEP`]; a failing exit code is no error here.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Finished> {
+        self.launch("command", arguments)?.run(STEP).await
+    }
+
+    /// Starts the server and waits until a worker says on the broker that it is up.
+    ///
+    /// `watcher` must be subscribed to [`WORKER_STATUS`].
+    ///
+    /// # Errors
+    /// The server ends, or is not up within [`SLOW`].
+    pub async fn start(&mut self, watcher: &Client) -> Result<()> {
+        watcher.skip(WORKER_STATUS);
+        let process = self.process.insert(self.launch("server", &["run"])?.spawn()?);
+        watcher.show_on_failure(process.log());
+        let announced = watcher.wait_for(WORKER_STATUS, "worker that is up", SLOW, |message| {
+            message.json().is_ok_and(|status| status["up"] == true)
+        });
+        let status = tokio::select! {
+            status = announced => status?.json()?,
+            ended = process.wait(SLOW) => {
+                bail!("the server ended with {}\n{}", ended?, process.log().tail())
+            }
+        };
+        let worker = status["worker"].as_str().context("the worker status names no worker")?;
+        self.worker = Some(worker.to_owned());
+        Ok(())
+    }
+
+    /// The id of the worker that announced itself last.
+    ///
+    /// # Errors
+    /// None has.
+    pub fn worker(&self) -> Result<&str> {
+        self.worker.as_deref().context("the server has not been started")
+    }
+
+    /// The process.
+    ///
+    /// # Errors
+    /// The server is stopped.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("the server is stopped")
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// It does not end within [`STEP`].
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.terminate(STEP).await?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// The kernel refuses the signal.
+    pub async fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, name: &str, arguments: &[&str]) -> Result<Launch> {
+        Ok(Launch::new(name, &binary("moai-server")?, &self.directory.join("logs"))
+            .args(["--config".as_ref(), self.config_file().as_os_str()])
+            .args(arguments))
+    }
+}

@@ -1,0 +1,207 @@
+//! One robot: its TPM, its own broker, its onboard software, and the agent under test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::broker::Broker;
+use crate::log::Log;
+use crate::onboard::{Onboard, PREFIX, SLOW};
+use crate::pki::Credentials;
+use crate::process::{Finished, Launch, Process, STEP, binary};
+use crate::settings::{Settings, quoted};
+use crate::swtpm::Swtpm;
+
+/// What a robot is made from.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    /// `tenant.robot`, as its certificate has it.
+    pub identity: String,
+    /// Where it keeps everything.
+    pub directory: PathBuf,
+    /// The port of the uplink's broker, or of a proxy before it.
+    pub uplink_port: u16,
+    /// Its certificate.
+    pub credentials: Credentials,
+    /// Snippets of configuration, laid over the harness's one by one.
+    pub agent_toml: Vec<String>,
+}
+
+/// A robot.
+#[derive(Debug)]
+pub struct Robot {
+    /// The agent under test.
+    pub agent: Agent,
+    /// The onboard software.
+    pub onboard: Onboard,
+    /// The robot's own broker.
+    pub broker: Broker,
+    /// The TPM.
+    pub tpm: Swtpm,
+}
+
+impl Robot {
+    /// Builds a robot: TPM and broker run, the agent is configured but has never run.
+    ///
+    /// # Errors
+    /// A process does not come up.
+    pub async fn build(blueprint: Blueprint) -> Result<Self> {
+        let Blueprint { identity, directory, uplink_port, credentials, agent_toml } = blueprint;
+        let tpm = Swtpm::start(&directory.join("tpm")).await?;
+        let broker = Broker::onboard(&directory.join("broker")).await?;
+        let onboard = Onboard::connect(broker.port()).await?;
+        let agent = directory.join("agent");
+        let mut settings = Settings::default();
+        settings.overlay(&format!(
+            "identity = {identity:?}\n\
+             state_directory = {state}\n\
+             control_socket = {socket}\n\
+             [tpm]\ntcti = {tcti:?}\n\
+             [onboard]\nhost = \"127.0.0.1\"\nport = {onboard_port}\nprefix = {PREFIX:?}\n\
+             [uplink]\nhost = \"localhost\"\nport = {uplink_port}\n\
+             ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
+             [log]\nlevel = \"trace\"\n",
+            state = quoted(&agent.join("state")),
+            socket = quoted(&agent.join("control.sock")),
+            tcti = tpm.tcti(),
+            onboard_port = broker.port(),
+            ca = quoted(&credentials.ca),
+            certificate = quoted(&credentials.certificate),
+            key = quoted(&credentials.key),
+        ))?;
+        for snippet in &agent_toml {
+            settings.overlay(snippet)?;
+        }
+        let agent = Agent::new(&agent, settings)?;
+        Ok(Self { agent, onboard, broker, tpm })
+    }
+
+    /// Starts the agent and waits until it says that its health is "up".
+    ///
+    /// # Errors
+    /// It ends, or is not up within [`SLOW`].
+    pub async fn start_agent(&mut self) -> Result<()> {
+        self.onboard.forget_health();
+        let process = self.agent.spawn()?;
+        self.onboard.client.show_on_failure(process.log());
+        tokio::select! {
+            up = self.onboard.health("up") => up.map(drop),
+            ended = process.wait(SLOW) => {
+                bail!("the agent ended with {}\n{}", ended?, process.log().tail())
+            }
+        }
+    }
+
+    /// SIGTERM, then a new start.
+    ///
+    /// # Errors
+    /// The agent does not end, or does not come up again.
+    pub async fn restart_agent(&mut self) -> Result<()> {
+        self.agent.stop().await?;
+        self.start_agent().await
+    }
+}
+
+/// `moai-agent` with its configuration and state.
+#[derive(Debug)]
+pub struct Agent {
+    directory: PathBuf,
+    settings: Settings,
+    process: Option<Process>,
+}
+
+impl Agent {
+    fn new(directory: &Path, settings: Settings) -> Result<Self> {
+        fs::create_dir_all(directory.join("state"))?;
+        let agent = Self { directory: directory.to_owned(), settings, process: None };
+        agent.settings.write(&agent.config_file())?;
+        Ok(agent)
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("agent.toml")
+    }
+
+    /// Where the agent keeps its state.
+    #[must_use]
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Changes the configuration; it counts from the next start on.
+    ///
+    /// # Errors
+    /// The snippet is not TOML, or the file cannot be written.
+    pub fn configure(&mut self, toml: &str) -> Result<()> {
+        self.settings.overlay(toml)?;
+        self.settings.write(&self.config_file())
+    }
+
+    /// Runs a subcommand such as `["status"]` or `["config", "check"]` to its end.
+    ///
+    /// # Errors
+    /// It cannot be started or takes longer than [`STEP`]; a failing exit code is no error here.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Finished> {
+        self.launch(arguments.first().copied().unwrap_or("agent"), arguments)?.run(STEP).await
+    }
+
+    /// Seals a fresh root secret in the TPM.
+    ///
+    /// # Errors
+    /// `moai-agent provision` fails.
+    pub async fn provision(&self) -> Result<Log> {
+        self.command(&["provision"]).await?.success()
+    }
+
+    /// Starts `moai-agent run` without waiting for anything.
+    ///
+    /// # Errors
+    /// It cannot be started, or one runs already.
+    pub fn spawn(&mut self) -> Result<&Process> {
+        if self.process.as_ref().is_some_and(|process| process.exit().is_none()) {
+            bail!("the agent runs already");
+        }
+        let process = self.launch("run", &["run"])?.spawn()?;
+        Ok(self.process.insert(process))
+    }
+
+    /// The process of the last [`Agent::spawn`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("the agent has not been started")
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// It does not end within [`STEP`].
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.terminate(STEP).await?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// The kernel refuses the signal.
+    pub async fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, what: &str, arguments: &[&str]) -> Result<Launch> {
+        let name = format!("agent-{what}");
+        Ok(Launch::new(&name, &binary("moai-agent")?, &self.directory.join("logs"))
+            .args(["--config".as_ref(), self.config_file().as_os_str()])
+            .args(arguments))
+    }
+}

@@ -1,0 +1,106 @@
+//! A relay between the crate and swtpm that keeps what passes and tells of each command.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use moai_tpm::Tcti;
+
+use crate::software_tpm::{SoftwareTpm, free_ports, tcti};
+
+/// What passed in one direction.
+#[derive(Default)]
+struct Tap(Mutex<Vec<u8>>);
+
+impl Tap {
+    fn record(&self, bytes: &[u8]) {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+    }
+
+    fn contains(&self, needle: &[u8]) -> bool {
+        let bytes = self.0.lock().expect("no panic");
+        bytes.windows(needle.len()).any(|window| window == needle)
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    commands: Tap,
+    responses: Tap,
+}
+
+pub(crate) struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Calls `on_command` with the code and the bytes of each command before passing it on.
+    pub(crate) fn start(
+        tpm: &SoftwareTpm,
+        on_command: impl Fn(u32, &[u8]) + Send + Sync + 'static,
+    ) -> Self {
+        let port = free_ports();
+        let shared = Arc::new(Shared::default());
+        let on_command = Arc::new(on_command);
+        // Data and control channel.
+        for (ours, theirs) in [(port, tpm.port()), (port + 1, tpm.port() + 1)] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, ours)).expect("free port");
+            let shared = Arc::clone(&shared);
+            let on_command = Arc::clone(&on_command);
+            thread::spawn(move || {
+                for client in listener.incoming().flatten() {
+                    // Without a TPM behind it, the connection just ends.
+                    if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, theirs)) {
+                        relay(&shared, &on_command, client, server);
+                    }
+                }
+            });
+        }
+        Self { port, shared }
+    }
+
+    pub(crate) fn tcti(&self) -> Tcti {
+        tcti(self.port)
+    }
+
+    /// Whether `needle` passed in either direction.
+    pub(crate) fn saw(&self, needle: &[u8]) -> bool {
+        self.shared.commands.contains(needle) || self.shared.responses.contains(needle)
+    }
+}
+
+fn relay(
+    shared: &Arc<Shared>,
+    on_command: &Arc<impl Fn(u32, &[u8]) + Send + Sync + 'static>,
+    client: TcpStream,
+    server: TcpStream,
+) {
+    let copy = |stream: &TcpStream| stream.try_clone().expect("descriptor");
+    let (commands, on_command) = (Arc::clone(shared), Arc::clone(on_command));
+    let (from, to) = (copy(&client), copy(&server));
+    thread::spawn(move || {
+        pump(from, to, |bytes| {
+            commands.commands.record(bytes);
+            if let Some(code) = bytes.get(6..10) {
+                on_command(u32::from_be_bytes(code.try_into().expect("four bytes")), bytes);
+            }
+        });
+    });
+    let responses = Arc::clone(shared);
+    thread::spawn(move || pump(server, client, |bytes| responses.responses.record(bytes)));
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, observe: impl Fn(&[u8])) {
+    let mut buffer = [0; 8192];
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
+        observe(&buffer[..len]);
+        if to.write_all(&buffer[..len]).is_err() {
+            break;
+        }
+    }
+    // Either may have ended already.
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}

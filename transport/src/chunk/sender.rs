@@ -1,0 +1,245 @@
+//! The sending half.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::{ChunkError, MAX_WINDOW, SLOW_ACK, bit, fits};
+use crate::ids::WorkerId;
+use crate::message::{Have, Manifest};
+
+/// A chunk to send, to the worker that answered last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkRef {
+    /// Its index, the number of its frame.
+    pub index: u64,
+    /// Its bytes, shared with the key.
+    pub bytes: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chunk {
+    /// To be sent.
+    Missing,
+    /// Between sender and broker.
+    InFlight { round: u64, sent_at: Instant, order: u64 },
+    /// The broker took it; whether the receiver has it, only a have of a later round can tell.
+    Taken { round: u64 },
+    /// The receiver has it, by a have of this round.
+    Held { round: u64 },
+}
+
+/// Sends the chunks of one key.
+pub struct ChunkSender {
+    key: Bytes,
+    manifest: Manifest,
+    chunk_len: usize,
+    chunks: Vec<Chunk>,
+    /// Who answered last. It outlives the round, to see whether another one answers the next.
+    worker: Option<WorkerId>,
+    /// Counts opens: a have of this round knows what earlier rounds sent.
+    round: u64,
+    /// Whether this round's open was answered.
+    is_answered: bool,
+    is_registered: bool,
+    window: usize,
+    in_flight: usize,
+    /// Counts sent chunks. Trouble with one sent before the last halving halves no further.
+    order: u64,
+    halved_at: u64,
+}
+
+impl ChunkSender {
+    /// Begins to send `key`, of which `manifest` is the manifest to open with.
+    ///
+    /// # Errors
+    /// The manifest is impossible or of a key of another length.
+    pub fn new(key: Bytes, manifest: Manifest) -> Result<Self, ChunkError> {
+        manifest.check(u64::MAX)?;
+        let chunk_len = usize::try_from(manifest.chunk_len).map_err(|_| ChunkError::OtherKey)?;
+        if manifest.key_len != key.len() as u64 {
+            return Err(ChunkError::OtherKey);
+        }
+        let chunks = vec![Chunk::Missing; manifest.chunk_digests.len()];
+        Ok(Self {
+            key,
+            manifest,
+            chunk_len,
+            chunks,
+            worker: None,
+            round: 0,
+            is_answered: false,
+            is_registered: false,
+            window: 2 * chunk_len,
+            in_flight: 0,
+            order: 0,
+            halved_at: 0,
+        })
+    }
+
+    /// The manifest to publish.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Opens again with a fresh nonce and returns the manifest to publish. No chunk leaves until
+    /// the have with this nonce is here.
+    pub fn reopen(&mut self, nonce: u64) -> &Manifest {
+        self.manifest.nonce = nonce;
+        self.round += 1;
+        self.is_answered = false;
+        self.is_registered = false;
+        &self.manifest
+    }
+
+    /// Takes notice of a have. False if it says nothing about this round: it answers an earlier
+    /// open, comes from a second worker, or has a bitmap of another key.
+    pub fn on_have(&mut self, have: &Have) -> bool {
+        let other_worker = self.worker.as_ref() != Some(&have.worker);
+        if have.nonce != self.manifest.nonce
+            || !fits(&have.bitmap, self.chunks.len())
+            || (self.is_answered && other_worker)
+        {
+            return false;
+        }
+        let mut is_loss = false;
+        for (index, chunk) in self.chunks.iter_mut().enumerate() {
+            let is_held = bit(&have.bitmap, index) == Some(true);
+            let next = match *chunk {
+                _ if is_held => Chunk::Held { round: self.round },
+                // What went to another worker will not reach this one.
+                Chunk::InFlight { .. } if other_worker => Chunk::Missing,
+                Chunk::InFlight { sent_at, order, .. } => {
+                    Chunk::InFlight { round: self.round, sent_at, order }
+                }
+                Chunk::Taken { round } | Chunk::Held { round } if round < self.round => {
+                    is_loss |= !other_worker;
+                    Chunk::Missing
+                }
+                unchanged => unchanged,
+            };
+            if matches!(*chunk, Chunk::InFlight { .. }) && !matches!(next, Chunk::InFlight { .. }) {
+                self.in_flight = self.in_flight.saturating_sub(chunk_len(&self.manifest, index));
+            }
+            *chunk = next;
+        }
+        if is_loss {
+            self.halve();
+        }
+        self.worker = Some(have.worker.clone());
+        self.is_answered = true;
+        self.is_registered |= have.registered;
+        true
+    }
+
+    /// Who gets the chunks: the worker that answered this round's open.
+    #[must_use]
+    pub fn worker(&self) -> Option<&WorkerId> {
+        self.worker.as_ref().filter(|_| self.is_answered)
+    }
+
+    /// Whether the worker has said that it has and takes the whole key.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.is_registered
+    }
+
+    /// The next chunk to publish; none if the window is full, nothing is missing, or the open is
+    /// not answered. Whoever takes one owes [`Self::on_acked`] or [`Self::on_failed`].
+    pub fn next(&mut self, now: Instant) -> Option<ChunkRef> {
+        if !self.is_answered {
+            return None;
+        }
+        let position = self.chunks.iter().position(|chunk| *chunk == Chunk::Missing)?;
+        let bytes = self.bytes(position);
+        // One chunk may always be under way, however small the window has become.
+        if self.in_flight > 0 && self.in_flight + bytes.len() > self.window {
+            return None;
+        }
+        self.in_flight += bytes.len();
+        if let Some(chunk) = self.chunks.get_mut(position) {
+            *chunk = Chunk::InFlight { round: self.round, sent_at: now, order: self.order };
+        }
+        self.order += 1;
+        Some(ChunkRef { index: position as u64, bytes })
+    }
+
+    /// The broker took a chunk.
+    pub fn on_acked(&mut self, index: u64, now: Instant) {
+        let Some((position, round, sent_at, order)) = self.in_flight_chunk(index) else { return };
+        self.set(position, Chunk::Taken { round });
+        if now.saturating_duration_since(sent_at) > SLOW_ACK {
+            self.halve_for(order);
+        } else {
+            let growth = (self.chunk_len * self.chunk_len).div_ceil(self.window);
+            self.window = (self.window + growth).min(MAX_WINDOW);
+        }
+    }
+
+    /// A chunk did not reach the broker.
+    pub fn on_failed(&mut self, index: u64) {
+        let Some((position, _, _, order)) = self.in_flight_chunk(index) else { return };
+        self.set(position, Chunk::Missing);
+        self.halve_for(order);
+    }
+
+    /// Whether there is nothing left to send and nothing under way to the broker. If no have with
+    /// `registered` follows, open again.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.chunks.iter().all(|chunk| matches!(chunk, Chunk::Taken { .. } | Chunk::Held { .. }))
+    }
+
+    /// How many chunks the receiver or at least the broker has, of how many.
+    #[must_use]
+    pub fn progress(&self) -> (usize, usize) {
+        let is_done = |chunk: &&Chunk| matches!(chunk, Chunk::Taken { .. } | Chunk::Held { .. });
+        (self.chunks.iter().filter(is_done).count(), self.chunks.len())
+    }
+
+    /// How many bytes may be under way to the broker at once.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    fn bytes(&self, position: usize) -> Bytes {
+        let start = position.saturating_mul(self.chunk_len).min(self.key.len());
+        let end = start.saturating_add(self.chunk_len).min(self.key.len());
+        self.key.slice(start..end)
+    }
+
+    fn in_flight_chunk(&self, index: u64) -> Option<(usize, u64, Instant, u64)> {
+        let position = usize::try_from(index).ok()?;
+        match *self.chunks.get(position)? {
+            Chunk::InFlight { round, sent_at, order } => Some((position, round, sent_at, order)),
+            _ => None,
+        }
+    }
+
+    fn set(&mut self, position: usize, next: Chunk) {
+        self.in_flight = self.in_flight.saturating_sub(chunk_len(&self.manifest, position));
+        if let Some(chunk) = self.chunks.get_mut(position) {
+            *chunk = next;
+        }
+    }
+
+    fn halve_for(&mut self, order: u64) {
+        if order >= self.halved_at {
+            self.halve();
+        }
+    }
+
+    fn halve(&mut self) {
+        self.halved_at = self.order;
+        self.window = (self.window / 2).max(self.chunk_len);
+    }
+}
+
+/// Length of chunk `position`, which exists.
+fn chunk_len(manifest: &Manifest, position: usize) -> usize {
+    let before = (position as u64).saturating_mul(manifest.chunk_len.into());
+    let len = manifest.key_len.saturating_sub(before).min(manifest.chunk_len.into());
+    usize::try_from(len).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,181 @@
+//! Credentials of a link.
+//!
+//! Invariants:
+//! - TLS 1.3 or 1.2 with the ring provider, chosen here and not process-wide;
+//! - only the given authority vouches for the broker; the system's authorities do not;
+//! - private keys are read, never shown: errors name files, not contents.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::ids::{Identity, ParseIdError};
+
+/// One of the files that make credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialFile {
+    /// The authority that signed the broker's certificate.
+    Authority,
+    /// Our own certificate, with intermediate ones behind it.
+    Certificate,
+    /// The private key of our certificate.
+    Key,
+}
+
+impl fmt::Display for CredentialFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Authority => "authority (CA) file",
+            Self::Certificate => "certificate file",
+            Self::Key => "key file",
+        })
+    }
+}
+
+/// Why credentials cannot be used. The files are wrong: fix them and start again.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The file has nothing of the kind in it.
+    #[error("the {file} holds no {expected} in PEM form")]
+    Empty {
+        /// Which file.
+        file: CredentialFile,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// The file's PEM is broken.
+    #[error("the {file} is not well-formed PEM: {problem}")]
+    Pem {
+        /// Which file.
+        file: CredentialFile,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What the file holds is not usable.
+    #[error("the {file} cannot be used: {problem}")]
+    Unusable {
+        /// Which file.
+        file: CredentialFile,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Key and certificate are not a pair.
+    #[error("the key file is not the key of the certificate file")]
+    KeyMismatch,
+}
+
+/// TLS for a link: trusts the authorities in `ca_pem`, and shows the certificate chain in
+/// `certificate_pem`, leaf first, with the key in `key_pem` (PKCS #8, SEC1 or PKCS #1).
+///
+/// # Errors
+/// A file is not PEM, holds something else, or key and certificate do not belong together.
+pub fn client_config(
+    ca_pem: &[u8],
+    certificate_pem: &[u8],
+    key_pem: &[u8],
+) -> Result<Arc<ClientConfig>, CredentialError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(CredentialFile::Authority, ca_pem)? {
+        roots.add(certificate).map_err(|error| CredentialError::Unusable {
+            file: CredentialFile::Authority,
+            problem: error.to_string(),
+        })?;
+    }
+    let chain = certificates(CredentialFile::Certificate, certificate_pem)?;
+    let file = CredentialFile::Key;
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| match error {
+        pem::Error::NoItemsFound => CredentialError::Empty { file, expected: "private key" },
+        error => CredentialError::Pem { file, problem: pem_problem(&error) },
+    })?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let unusable = |file, error: &rustls::Error| CredentialError::Unusable {
+        file,
+        problem: error.to_string(),
+    };
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(CredentialFile::Authority, &error))?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map(Arc::new)
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => CredentialError::KeyMismatch,
+            error @ rustls::Error::InvalidCertificate(_) => {
+                unusable(CredentialFile::Certificate, &error)
+            }
+            error => unusable(CredentialFile::Key, &error),
+        })
+}
+
+/// What the first certificate of a PEM file says of its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// The subject's common name.
+    pub common_name: String,
+    /// When it begins to be valid, in seconds since 1970.
+    pub not_before: i64,
+    /// When it ceases to be valid, in seconds since 1970.
+    pub not_after: i64,
+}
+
+impl CertificateFacts {
+    /// Reads a certificate file.
+    ///
+    /// # Errors
+    /// Not PEM, not a certificate, or none with exactly one common name.
+    pub fn from_pem(certificate_pem: &[u8]) -> Result<Self, CredentialError> {
+        let file = CredentialFile::Certificate;
+        let unusable = |problem: String| CredentialError::Unusable { file, problem };
+        let chain = certificates(file, certificate_pem)?;
+        let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
+        let (_, certificate) =
+            X509Certificate::from_der(leaf).map_err(|error| unusable(error.to_string()))?;
+        let mut names = certificate.subject().iter_common_name();
+        let (Some(name), None) = (names.next(), names.next()) else {
+            return Err(unusable("its subject does not have exactly one common name".to_owned()));
+        };
+        let common_name = name.as_str().map_err(|error| unusable(error.to_string()))?.to_owned();
+        let validity = certificate.validity();
+        Ok(Self {
+            common_name,
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
+    }
+
+    /// The robot the certificate is for.
+    ///
+    /// # Errors
+    /// The common name is not `tenant.robot`.
+    pub fn identity(&self) -> Result<Identity, ParseIdError> {
+        self.common_name.parse()
+    }
+}
+
+fn certificates(
+    file: CredentialFile,
+    bytes: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| CredentialError::Pem { file, problem: pem_problem(&error) })?;
+    if certificates.is_empty() {
+        return Err(CredentialError::Empty { file, expected: "certificate" });
+    }
+    Ok(certificates)
+}
+
+/// What is wrong with PEM, without quoting any of it: it may be a key.
+fn pem_problem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no end".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => "a section begins wrongly".to_owned(),
+        pem::Error::Base64Decode(_) => "a section is not base64".to_owned(),
+        pem::Error::Io(error) => error.to_string(),
+        _ => "unexpected content".to_owned(),
+    }
+}
