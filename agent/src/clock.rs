@@ -36,13 +36,13 @@ pub struct BootInstant(pub u64);
 
 impl BootInstant {
     /// This instant moved by `duration`.
-    #[must_use] 
+    #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// How long from `now` until this instant; zero if it has passed.
-    #[must_use] 
+    #[must_use]
     pub fn remaining(self, now: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(now.0))
     }

@@ -50,7 +50,7 @@ pub enum CustodyError {
 
 impl CustodyError {
     /// Whether trying again can help.
-    #[must_use] 
+    #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Tpm(error) if error.advice() == Advice::Retry)
     }

@@ -40,7 +40,9 @@ use crate::vault::Vault;
 /// than this never leaves the broker.
 const MAX_ONBOARD_PACKET_LEN: usize = 16 * 1024 * 1024;
 const MAX_UPLINK_PACKET_LEN: usize = 1024 * 1024;
-const LINK_CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// Sessions wait a little less than this for answers when the agent stops.
+const TASKS_PATIENCE: Duration = Duration::from_secs(3);
+const LINK_CLOSE_PATIENCE: Duration = Duration::from_millis(750);
 const _: () = assert!(MAX_PAYLOAD_LEN < MAX_ONBOARD_PACKET_LEN);
 
 /// The agent's health, as its retained onboard topic says.
@@ -73,7 +75,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Uplink::start(config.identity.clone(), uplink_link.clone(), uplink_events);
     let (onboard_state, onboard_state_receiver) = watch::channel(LinkState::connecting());
     let prefix = config.onboard.prefix.clone();
-    let onboard = Onboard::new(onboard_link.clone(), prefix.clone(), onboard_state_receiver);
+    let onboard =
+        Onboard::new(onboard_link.clone(), prefix.clone(), onboard_state_receiver, stop.clone());
 
     let services = Arc::new(Services {
         clock: Arc::new(SystemClock),
@@ -100,7 +103,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancelled().await;
     tracing::info!("stopping: inputs end, answers under way are awaited");
     notify(&[NotifyState::Stopping]);
-    tasks.await.context("the task manager failed")?;
+    if tokio::time::timeout(TASKS_PATIENCE, tasks).await.is_err() {
+        tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
+    }
     presence.abort();
     health.await.context("the health watch failed")?;
     let goodbye = robot_state(&config, false);

@@ -12,6 +12,7 @@ use moai_transport::ids::{ModelId, TaskId};
 use moai_transport::link::{Link, Outgoing, PublishError, Qos};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::ttl::TtlClass;
 use crate::uplink::LinkState;
@@ -231,29 +232,35 @@ pub struct Onboard {
     link: Link,
     prefix: String,
     state: watch::Receiver<LinkState>,
+    stop: CancellationToken,
 }
 
 impl Onboard {
-    /// Publishes through `link`, whose state is `state`.
-    #[must_use] 
-    pub fn new(link: Link, prefix: String, state: watch::Receiver<LinkState>) -> Self {
-        Self { link, prefix, state }
+    /// Publishes through `link`, whose state is `state`; waits for no link after `stop`.
+    #[must_use]
+    pub fn new(
+        link: Link,
+        prefix: String,
+        state: watch::Receiver<LinkState>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { link, prefix, state, stop }
     }
 
     /// Whether the link is up.
-    #[must_use] 
+    #[must_use]
     pub fn link_state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
 
     /// The retained health topic.
-    #[must_use] 
+    #[must_use]
     pub fn health_topic(prefix: &str) -> String {
         format!("{prefix}/agent/health")
     }
 
     /// The topics the agent listens to.
-    #[must_use] 
+    #[must_use]
     pub fn filters(prefix: &str) -> Vec<String> {
         ["open", "input", "rotate", "close"]
             .iter()
@@ -261,15 +268,16 @@ impl Onboard {
             .collect()
     }
 
-    /// Publishes an answer; waits for the broker, over restarts of it, until it is taken.
-    pub async fn answer(&self, task: &TaskId, answer: &Answer) {
-        self.publish(&self.topic(task, "result"), answer, false).await;
+    /// Publishes an answer; waits for the broker, over restarts of it, until it is taken. False if
+    /// the agent stopped before.
+    pub async fn answer(&self, task: &TaskId, answer: &Answer) -> bool {
+        self.publish(&self.topic(task, "result"), answer, false).await
     }
 
-    /// Publishes a refusal.
-    pub async fn refuse(&self, task: &TaskId, refusal: &Refusal) {
+    /// Publishes a refusal, with the patience of [`Onboard::answer`].
+    pub async fn refuse(&self, task: &TaskId, refusal: &Refusal) -> bool {
         tracing::info!(%task, code = refusal.code, "refused");
-        self.publish(&self.topic(task, "error"), refusal, false).await;
+        self.publish(&self.topic(task, "error"), refusal, false).await
     }
 
     /// Publishes a task's state.
@@ -286,12 +294,12 @@ impl Onboard {
         format!("{}/task/{task}/{leaf}", self.prefix)
     }
 
-    async fn publish(&self, topic: &str, message: &impl Serialize, retain: bool) {
+    async fn publish(&self, topic: &str, message: &impl Serialize, retain: bool) -> bool {
         let payload = match serde_json::to_vec(message) {
             Ok(payload) => payload,
             Err(error) => {
                 tracing::error!(%error, topic, "message cannot be written");
-                return;
+                return true;
             }
         };
         let mut state = self.state.clone();
@@ -302,22 +310,23 @@ impl Onboard {
                 ..Outgoing::new(topic.to_owned(), payload.clone(), Qos::AtLeastOnce)
             };
             match self.link.publish(outgoing).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(PublishError::Down) => {}
                 Err(error) => {
-                    tracing::error!(%error, topic, "onboard message dropped");
-                    return;
+                    tracing::error!(%error, topic, "the onboard broker never takes this message");
+                    return true;
                 }
             }
-            if state.wait_for(|state| *state == LinkState::Up).await.is_err() {
-                return;
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                up = state.wait_for(|state| *state == LinkState::Up) => if up.is_err() { return false },
             }
         }
     }
 }
 
 /// Whole microseconds of a duration.
-#[must_use] 
+#[must_use]
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

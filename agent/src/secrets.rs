@@ -17,7 +17,7 @@ pub struct VaultKey([u8; 32]);
 
 impl VaultKey {
     /// The vault key below a root secret.
-    #[must_use] 
+    #[must_use]
     pub fn derive(root: &RootSecret) -> Self {
         Self(derive(root.expose(), b"moai/v1/vault"))
     }
@@ -33,7 +33,7 @@ pub struct SessionSeed([u8; 32]);
 
 impl SessionSeed {
     /// Mixes two independent sources.
-    #[must_use] 
+    #[must_use]
     pub fn mix(mut operating_system: [u8; 32], tpm: &[u8; 32]) -> Self {
         for (byte, other) in operating_system.iter_mut().zip(tpm) {
             *byte ^= other;
@@ -44,13 +44,13 @@ impl SessionSeed {
     }
 
     /// A seed that was kept in the vault.
-    #[must_use] 
+    #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
     /// The seed of the session's FHE keys for one scheme.
-    #[must_use] 
+    #[must_use]
     pub fn fhe_seed(&self, scheme: &str) -> KeySeed {
         KeySeed::from_bytes(derive(&self.0, scheme.as_bytes()))
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::status::{AgentStatus, TaskStatus};
 
 /// The status as text, one fact a line.
-#[must_use] 
+#[must_use]
 pub fn render(status: &AgentStatus) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {

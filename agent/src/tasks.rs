@@ -32,7 +32,7 @@ pub struct Tasks {
 
 impl Tasks {
     /// No tasks yet. `link_state` tells everybody whether the onboard link is up.
-    #[must_use] 
+    #[must_use]
     pub fn new(
         services: Arc<Services>,
         prefix: String,

@@ -45,7 +45,7 @@ impl Default for Lifetimes {
 
 impl Lifetimes {
     /// How long a session of this class lives.
-    #[must_use] 
+    #[must_use]
     pub fn of(&self, class: TtlClass) -> Duration {
         match class {
             TtlClass::General => self.general,

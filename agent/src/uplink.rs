@@ -56,7 +56,7 @@ pub struct Catalogue(BTreeMap<ModelId, Arc<ModelCard>>);
 
 impl Catalogue {
     /// The card of a model.
-    #[must_use] 
+    #[must_use]
     pub fn get(&self, model: &ModelId) -> Option<&Arc<ModelCard>> {
         self.0.get(model)
     }
@@ -97,7 +97,7 @@ pub enum LinkState {
 
 impl LinkState {
     /// The state before the first connection.
-    #[must_use] 
+    #[must_use]
     pub fn connecting() -> Self {
         Self::Down { reason: "connecting".to_owned(), fatal: false }
     }
@@ -138,7 +138,7 @@ pub enum SendError {
 
 impl Uplink {
     /// Starts routing what `link` receives; ends when the link ends.
-    #[must_use] 
+    #[must_use]
     pub fn start(
         identity: Identity,
         link: Link,
@@ -158,19 +158,19 @@ impl Uplink {
     }
 
     /// The robot's identity.
-    #[must_use] 
+    #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
     /// The server's catalogue, once it has arrived.
-    #[must_use] 
+    #[must_use]
     pub fn catalogue(&self) -> watch::Receiver<Option<Arc<Catalogue>>> {
         self.catalogue.clone()
     }
 
     /// Whether the link is up.
-    #[must_use] 
+    #[must_use]
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
@@ -329,7 +329,7 @@ fn session_event(frame: Frame, frame_len: usize) -> Result<SessionEvent, String>
 }
 
 /// A context as the uplink names it.
-#[must_use] 
+#[must_use]
 pub fn context_id(card: &ModelCard) -> ContextId {
     ContextId(Digest(*card.context().as_bytes()))
 }

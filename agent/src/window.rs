@@ -17,7 +17,7 @@ pub struct WindowBuffer {
 
 impl WindowBuffer {
     /// An empty window of the model's shape.
-    #[must_use] 
+    #[must_use]
     pub fn new(card: &ModelCard) -> Self {
         let shape = card.window();
         let (samples, channels) = (shape.samples, shape.channels.len());
@@ -25,13 +25,13 @@ impl WindowBuffer {
     }
 
     /// How many values a sample must have.
-    #[must_use] 
+    #[must_use]
     pub fn channels(&self) -> usize {
         self.channels
     }
 
     /// Bytes of a window's samples as 64-bit numbers.
-    #[must_use] 
+    #[must_use]
     pub fn plain_len(&self) -> u32 {
         u32::try_from(self.samples * self.channels * size_of::<f64>()).unwrap_or(u32::MAX)
     }

@@ -77,7 +77,7 @@ impl Evaluator {
     }
 
     /// Queues a job. False if the queue is full.
-    #[must_use] 
+    #[must_use]
     pub fn submit(&self, job: Job) -> bool {
         self.queue.try_send(job).is_ok()
     }

@@ -58,7 +58,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("moai-server: {error:#}");
-            let wrong_settings = error.chain().any(<dyn std::error::Error + 'static>::is::<SettingsError>);
+            let wrong_settings =
+                error.chain().any(<dyn std::error::Error + 'static>::is::<SettingsError>);
             ExitCode::from(if wrong_settings { 78 } else { 1 })
         }
     }

@@ -79,7 +79,7 @@ impl Models {
     }
 
     /// A model.
-    #[must_use] 
+    #[must_use]
     pub fn get(&self, id: &ModelId) -> Option<&Arc<Model>> {
         self.0.get(id)
     }
@@ -93,7 +93,7 @@ impl Models {
     ///
     /// # Panics
     /// Never: cards hold nothing CBOR cannot say.
-    #[must_use] 
+    #[must_use]
     pub fn catalogue(&self) -> Vec<u8> {
         let cards: Vec<&ModelCard> = self.0.values().map(|model| model.card()).collect();
         let mut bytes = Vec::new();

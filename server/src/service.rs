@@ -54,7 +54,7 @@ struct Refused(ErrorCode, String);
 
 impl Service {
     /// A service that answers through `link`.
-    #[must_use] 
+    #[must_use]
     pub fn new(
         worker: WorkerId,
         config: Config,
@@ -228,7 +228,7 @@ impl Service {
     }
 
     fn chunk(&mut self, key: &SessionKey, frame: &Frame) -> Result<(), Refused> {
-        let session = self.sessions.get(key, Instant::now()).ok_or_else(unknown_session)?;
+        let session = living(&mut self.sessions, key)?;
         let Keys::Arriving(receiver) = &mut session.keys else { return Ok(()) };
         receiver
             .accept(frame.claims.number, &frame.body)
@@ -278,8 +278,7 @@ impl Service {
 
     fn job(&mut self, key: &SessionKey, frame: Frame) -> Result<(), Refused> {
         let number = JobNumber(frame.claims.number);
-        let now = Instant::now();
-        let session = self.sessions.get(key, now).ok_or_else(unknown_session)?;
+        let session = living(&mut self.sessions, key)?;
         let Keys::Ready(keys) = &session.keys else {
             return Err(Refused(ErrorCode::UnknownSession, "its keys are not here yet".to_owned()));
         };
@@ -412,7 +411,16 @@ fn full_bitmap(chunks: usize) -> Vec<u8> {
     bitmap
 }
 
-fn unknown_session() -> Refused {
-    let message = "the session is unknown here or its time is over; open it again".to_owned();
-    Refused(ErrorCode::UnknownSession, message)
+/// The session, if its time is not over.
+fn living<'s>(sessions: &'s mut Sessions, key: &SessionKey) -> Result<&'s mut Session, Refused> {
+    let has_expired = sessions.has_expired(key);
+    sessions.get(key, Instant::now()).ok_or_else(|| {
+        if has_expired {
+            let message = "the session's time is over; open another".to_owned();
+            Refused(ErrorCode::ExpiredSession, message)
+        } else {
+            let message = "the session is unknown here; open it again".to_owned();
+            Refused(ErrorCode::UnknownSession, message)
+        }
+    })
 }

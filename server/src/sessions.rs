@@ -6,7 +6,7 @@
 //! - after its time a session is gone, with its keys and its results;
 //! - results are kept for a few jobs, so that a job that is sent twice is computed once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use moai_transport::chunk::ChunkReceiver;
 use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId};
 use tokio::time::Instant;
 
+/// Names of expired sessions kept.
+const KEPT_EXPIRED: usize = 1024;
 /// Results kept for each session.
 const KEPT_RESULTS: usize = 64;
 
@@ -72,7 +74,7 @@ pub struct Session {
 
 impl Session {
     /// A session whose keys are arriving.
-    #[must_use] 
+    #[must_use]
     pub fn new(receiver: ChunkReceiver, nonce: u64, expires: Instant) -> Self {
         let manifest = receiver.manifest();
         Self {
@@ -87,7 +89,7 @@ impl Session {
     }
 
     /// What is known of a job.
-    #[must_use] 
+    #[must_use]
     pub fn seen(&self, number: JobNumber) -> Option<&SeenJob> {
         self.jobs.get(&number)
     }
@@ -116,13 +118,15 @@ impl Session {
 pub struct Sessions {
     table: HashMap<SessionKey, Session>,
     limit: usize,
+    /// The sessions that expired last, so that their robots hear why they are not served.
+    expired: VecDeque<SessionKey>,
 }
 
 impl Sessions {
     /// No sessions yet, at most `limit`.
-    #[must_use] 
+    #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { table: HashMap::new(), limit }
+        Self { table: HashMap::new(), limit, expired: VecDeque::new() }
     }
 
     /// A living session.
@@ -130,8 +134,14 @@ impl Sessions {
         self.table.get_mut(key).filter(|session| session.expires > now)
     }
 
+    /// Whether a session was here until its time was over.
+    #[must_use]
+    pub fn has_expired(&self, key: &SessionKey) -> bool {
+        self.expired.contains(key)
+    }
+
     /// Whether no further session can be taken.
-    #[must_use] 
+    #[must_use]
     pub fn is_full(&self) -> bool {
         self.table.len() >= self.limit
     }
@@ -156,7 +166,10 @@ impl Sessions {
             .collect();
         for key in &over {
             self.table.remove(key);
+            self.expired.push_back(key.clone());
         }
+        let excess = self.expired.len().saturating_sub(KEPT_EXPIRED);
+        self.expired.drain(..excess);
         over
     }
 }
@@ -188,7 +201,9 @@ mod tests {
         sessions.insert(key("r1"), session(end));
         assert!(sessions.get(&key("r1"), now).is_some());
         assert!(sessions.get(&key("r1"), end).is_none());
+        assert!(!sessions.has_expired(&key("r1")));
         assert_eq!(sessions.expire(end), [key("r1")]);
+        assert!(sessions.has_expired(&key("r1")));
         assert!(sessions.get(&key("r1"), now).is_none());
     }
 

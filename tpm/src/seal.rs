@@ -115,8 +115,11 @@ impl Device {
             })
         })?;
         match opened {
-            Some(data) => RootSecret::from_slice(data.value())
-                .ok_or(TpmError::Malformed { command: Command::Unseal }),
+            Some(data) => data
+                .value()
+                .try_into()
+                .map(RootSecret::copy_of)
+                .map_err(|_| TpmError::Malformed { command: Command::Unseal }),
             None => Err(self.mismatch(&sealed.pcrs)),
         }
     }

@@ -16,20 +16,16 @@ impl RootSecret {
     /// Takes the secret over. The caller wipes its own copy.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; Self::LEN]) -> Self {
-        let mut secret = Self(Box::new([0; Self::LEN]));
-        secret.0.copy_from_slice(&bytes);
+        let secret = Self::copy_of(&bytes);
         bytes.zeroize();
         secret
     }
 
-    /// Copies the secret out of a buffer of exactly [`Self::LEN`] bytes.
-    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+    /// Copies from one place in memory to the other, without a stop on the stack.
+    pub(crate) fn copy_of(bytes: &[u8; Self::LEN]) -> Self {
         let mut secret = Self(Box::new([0; Self::LEN]));
-        if bytes.len() != Self::LEN {
-            return None;
-        }
         secret.0.copy_from_slice(bytes);
-        Some(secret)
+        secret
     }
 
     /// The secret bytes.

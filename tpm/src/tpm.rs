@@ -62,7 +62,7 @@ impl Tpm {
     /// # Errors
     /// See [`TpmError`].
     pub fn seal(&self, secret: &RootSecret, pcrs: &PcrSelection) -> Result<SealedRoot, TpmError> {
-        let secret = RootSecret::from_bytes(*secret.expose());
+        let secret = RootSecret::copy_of(secret.expose());
         let pcrs = *pcrs;
         self.owner.call(move |device| device.seal(&secret, pcrs))
     }

@@ -31,7 +31,7 @@ struct Cli {
 enum Command {
     /// Run the whole thing on this machine: software TPM, brokers, server and agent, fed with
     /// recorded force and torque readings. Needs no configuration and leaves nothing running.
-    #[command(after_help = "`cargo xtask demo --help` after a first run lists the demo's options.")]
+    #[command(after_help = "`cargo xtask demo -- --help` lists the options of the demo itself.")]
     Demo {
         /// Options of the demo itself, such as --all.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

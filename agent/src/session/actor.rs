@@ -410,9 +410,12 @@ impl Actor {
         let services = Arc::clone(&self.services);
         let (task, session) = (self.record.facts.task.clone(), self.record.id.clone());
         self.releases.spawn(async move {
-            match &outcome {
+            let taken = match &outcome {
                 Ok(answer) => services.onboard.answer(&task, answer).await,
                 Err(refusal) => services.onboard.refuse(&task, refusal).await,
+            };
+            if !taken {
+                return;
             }
             services.board.update(&task, |status| match outcome {
                 Ok(_) => status.answered += 1,

@@ -43,7 +43,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// For people.
-    #[must_use] 
+    #[must_use]
     pub fn text(&self) -> String {
         match self {
             Self::Expired => "the session's time is over".to_owned(),
@@ -174,4 +174,4 @@ pub async fn resume(
 
 /// How long a session that shuts down with the agent waits for answers; what is not answered by
 /// then stays in the spool.
-const STOP_PATIENCE: Duration = Duration::from_secs(3);
+const STOP_PATIENCE: Duration = Duration::from_millis(2500);

@@ -1,6 +1,5 @@
 //! The chunk protocol against a network that loses, doubles, delays and reorders.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -381,19 +380,24 @@ impl Network {
             rounds += 1;
             assert!(rounds < 5, "it does not end");
             self.step(&Step::Reopen);
-            let mut news = VecDeque::new();
             loop {
                 self.send();
-                for (index, bytes) in std::mem::take(&mut self.published) {
+                let published = std::mem::take(&mut self.published);
+                let is_quiet = published.is_empty() && self.arriving.is_empty();
+                for (index, bytes) in published {
                     self.sender.on_acked(index, self.now);
                     self.arriving.push((index, bytes));
                 }
                 for (index, bytes) in std::mem::take(&mut self.arriving) {
                     self.arrive(index, &bytes);
                 }
-                news.extend(std::mem::take(&mut self.haves));
-                let Some(have) = news.pop_front() else { break };
-                self.on_have(&have);
+                let haves = std::mem::take(&mut self.haves);
+                if is_quiet && haves.is_empty() {
+                    break;
+                }
+                for have in haves {
+                    self.on_have(&have);
+                }
             }
         }
         rounds
