@@ -104,30 +104,30 @@ pub fn parse(
     Some((task, command))
 }
 
-/// The three forms an input may have.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum InputForm {
-    Bare(Vec<f64>),
-    One(OneSample),
-    Many(ManySamples),
-}
-
+/// An input that is not a bare sample: one of the two has to be there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct OneSample {
-    values: Vec<f64>,
+struct InputObject {
+    values: Option<Vec<f64>>,
+    samples: Option<Vec<Vec<f64>>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ManySamples {
-    samples: Vec<Vec<f64>>,
+/// Told apart by the first byte: a guess that is taken back would cost more than the parsing.
+fn parse_forms(payload: &[u8]) -> serde_json::Result<Vec<Vec<f64>>> {
+    if payload.trim_ascii_start().first() == Some(&b'[') {
+        return serde_json::from_slice(payload).map(|values| vec![values]);
+    }
+    let object: InputObject = serde_json::from_slice(payload)?;
+    match (object.values, object.samples) {
+        (Some(values), None) => Ok(vec![values]),
+        (None, Some(samples)) => Ok(samples),
+        _ => Err(serde::de::Error::custom("one of `values` and `samples` has to be there")),
+    }
 }
 
 fn parse_samples(payload: &[u8]) -> Result<Samples, Refusal> {
     // serde's own message could quote the payload, which is a sensor reading.
-    let form = serde_json::from_slice(payload).map_err(|error| {
+    let samples = parse_forms(payload).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         let message = format!(
             "not an input ({place}): send [v, …], {{\"values\": [v, …]}} or \
@@ -135,10 +135,6 @@ fn parse_samples(payload: &[u8]) -> Result<Samples, Refusal> {
         );
         Refusal::new("malformed", message)
     })?;
-    let samples = match form {
-        InputForm::Bare(values) | InputForm::One(OneSample { values }) => vec![values],
-        InputForm::Many(ManySamples { samples }) => samples,
-    };
     if samples.is_empty() || samples.len() > MAX_SAMPLES_PER_MESSAGE {
         let message = format!(
             "a message holds 1 to {MAX_SAMPLES_PER_MESSAGE} samples, this one {}",
@@ -358,6 +354,8 @@ mod tests {
         assert_eq!(input(b"[1, NaN]"), Err("malformed"));
         assert_eq!(input(b"[1e999]"), Err("malformed"));
         assert_eq!(input(b"{\"values\": [1], \"more\": 2}"), Err("malformed"));
+        assert_eq!(input(b"{}"), Err("malformed"));
+        assert_eq!(input(br#"{"values": [1], "samples": [[1]]}"#), Err("malformed"));
         assert_eq!(input(b"[]"), Err("wrong_length"));
         assert_eq!(input(&vec![b' '; MAX_PAYLOAD_LEN + 1]), Err("too_large"));
     }

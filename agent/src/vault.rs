@@ -195,3 +195,94 @@ impl Vault {
 fn associated_data(id: &[u8], expires: &[u8]) -> Vec<u8> {
     [b"moai/v1/session", id, expires].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use moai_fhe::Model;
+    use moai_tpm::RootSecret;
+
+    use super::*;
+
+    fn card() -> ModelCard {
+        let json = r#"{"format":1,"id":"m","kind":"lookup","levels":2,
+            "window":{"samples":1,"channels":["x"]},"labels":["a","b"],
+            "features":[{"channel":0,"statistic":"mean","transform":"none","edges":[0.5]}],
+            "tables":[[[0,1]]],"bias":[0],"provenance":{}}"#;
+        Model::from_json(json.as_bytes()).unwrap().card().clone()
+    }
+
+    fn record(n: u8) -> SessionRecord {
+        let facts = SessionFacts {
+            task: "arm".parse().unwrap(),
+            card: card(),
+            ttl: TtlClass::Sensitive,
+            expires: BootInstant(5000),
+            boot: BootId::of("boot"),
+            manifest: None,
+        };
+        let seed = Arc::new(SessionSeed::from_bytes([n; 32]));
+        SessionRecord { id: SessionId::new(1_700_000_000_000, [n; 10]), seed, facts }
+    }
+
+    fn open(path: &Path, root: u8) -> Vault {
+        Vault::open(path, &VaultKey::derive(&RootSecret::from_bytes([root; 32]))).unwrap()
+    }
+
+    fn file() -> (tempfile::TempDir, std::path::PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vault.redb");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_record_survives_a_restart_and_goes_when_it_is_erased() {
+        let (_directory, path) = file();
+        open(&path, 1).write(&record(7)).unwrap();
+        let vault = open(&path, 1);
+        let kept = vault.load().unwrap().remove(0).unwrap();
+        assert_eq!(kept.id, record(7).id);
+        assert_eq!(kept.seed.expose(), &[7; 32]);
+        assert_eq!(kept.facts.expires, BootInstant(5000));
+        vault.erase(&kept.id).unwrap();
+        assert!(vault.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn under_another_root_secret_no_record_opens_and_all_are_erased() {
+        let (_directory, path) = file();
+        open(&path, 1).write(&record(7)).unwrap();
+        let vault = open(&path, 2);
+        assert!(matches!(vault.load().unwrap()[..], [Err(VaultError::Unreadable { .. })]));
+        assert!(vault.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_record_opens_only_in_its_own_place_and_unchanged() {
+        let (_directory, path) = file();
+        let vault = open(&path, 1);
+        let (one, other) = (record(1), record(2));
+        let sealed = vault.seal(&one).unwrap();
+        assert!(vault.unseal(one.id.as_bytes(), &sealed).is_some());
+        assert!(vault.unseal(other.id.as_bytes(), &sealed).is_none());
+        for index in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[index] ^= 1;
+            assert!(vault.unseal(one.id.as_bytes(), &changed).is_none(), "byte {index}");
+            assert!(vault.unseal(one.id.as_bytes(), &sealed[..index]).is_none(), "cut {index}");
+        }
+    }
+
+    #[test]
+    fn the_seed_is_not_on_disk() {
+        let (_directory, path) = file();
+        let vault = open(&path, 1);
+        let mut secret = record(3);
+        secret.seed = Arc::new(SessionSeed::from_bytes(
+            *b"a seed that must never be on disk".first_chunk().unwrap(),
+        ));
+        vault.write(&secret).unwrap();
+        drop(vault);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(16).any(|window| window == &secret.seed.expose()[..16]));
+    }
+}

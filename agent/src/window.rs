@@ -51,6 +51,6 @@ impl WindowBuffer {
         }
         let empty = Zeroizing::new(Vec::with_capacity(self.values.capacity()));
         let values = std::mem::replace(&mut self.values, empty);
-        Window::new(self.samples, self.channels, values.to_vec()).map(Some)
+        Window::new(self.samples, self.channels, values.iter().copied()).map(Some)
     }
 }

@@ -26,7 +26,7 @@ pub struct Config {
     pub max_ttl: Duration,
     /// Threads that evaluate.
     pub threads: usize,
-    /// Sessions held at a time; one takes about 60 MB when its keys are ready.
+    /// Sessions held at a time; one takes about 90 MB when its keys are ready.
     pub max_sessions: usize,
     /// Jobs that may wait for evaluation.
     pub max_waiting_jobs: usize,

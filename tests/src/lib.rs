@@ -8,10 +8,13 @@
 //! use moai_tests::World;
 //!
 //! let world = World::start().await?;
-//! world.onboard.open("pick", "grasp").await?;
-//! world.onboard.state("pick", "active").await?;
-//! world.onboard.input("pick", &[[-1, -1, 63, -3, -1, 0]; 15]).await?;
-//! let result = world.onboard.result("pick").await?;
+//! let onboard = &world.robot.onboard;
+//! onboard.open("pick", "grasp").await?;
+//! onboard.state("pick", "active").await?;
+//! for _ in 0..15 {
+//!     onboard.input("pick", &[-1, -1, 63, -3, -1, 0]).await?;
+//! }
+//! let result = onboard.result("pick").await?;
 //! assert_eq!(result["label"], "normal");
 //! # Ok(())
 //! # }

@@ -106,8 +106,11 @@ impl Registration {
 
     /// Whether `open` is due now. It is asked with `nonce` then.
     pub(super) fn ask(&mut self, now: Instant, nonce: u64) -> bool {
-        let Stage::Offering { upload, .. } = &mut self.stage else { return false };
-        if self.asked.is_some_and(|asked| now < asked + self.pause) {
+        let Stage::Offering { upload, worker } = &mut self.stage else { return false };
+        // Every chunk under way ends in an acknowledgement or a failure, so on a slow link too
+        // there is nothing to ask before they are through.
+        let is_moving = worker.is_some() && upload.as_ref().is_some_and(|it| !it.is_drained());
+        if self.asked.is_some_and(|asked| is_moving || now < asked + self.pause) {
             return false;
         }
         if self.asked.is_some() {
@@ -121,7 +124,7 @@ impl Registration {
         true
     }
 
-    /// A chunk left us, or did not. While chunks move, the question need not be repeated.
+    /// A chunk left us, or did not.
     pub(super) fn chunk_done(&mut self, index: u64, taken: bool, now: Instant) {
         self.asked = self.asked.map(|_| now);
         let Stage::Offering { upload: Some(upload), .. } = &mut self.stage else { return };
@@ -175,5 +178,99 @@ impl Registration {
             Stage::Offering { upload: Some(upload), .. } => Some(upload.progress()),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moai_transport::chunk;
+    use moai_transport::ids::{ContextId, Digest};
+
+    use super::*;
+
+    const CHUNKS: usize = 3;
+
+    fn offered() -> (Registration, Manifest) {
+        let keys = vec![7; CHUNKS * chunk::CHUNK_LEN];
+        let ttl = Duration::from_hours(1);
+        let manifest = chunk::manifest(ContextId(Digest([0; 32])), ttl, &keys, 0).unwrap();
+        let mut registration = Registration::generating();
+        registration.offer(keys, &manifest).unwrap();
+        (registration, manifest)
+    }
+
+    fn have(worker: &str, nonce: u64, bitmap: u8, registered: bool) -> Have {
+        Have { worker: worker.parse().unwrap(), nonce, bitmap: vec![bitmap], registered }
+    }
+
+    fn send_all(registration: &mut Registration, now: Instant) -> Vec<u64> {
+        let mut sent = Vec::new();
+        while let Some((upload, _)) = registration.upload() {
+            let Some(part) = upload.next(now.into_std()) else { break };
+            sent.push(part.index);
+        }
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_offered_sent_and_registered() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        assert!(registration.ask(now, 11));
+        assert_eq!(registration.have(&have("w", 11, 0b001, false)), Next::SendChunks);
+        assert_eq!(send_all(&mut registration, now), [1, 2]);
+        registration.chunk_done(1, true, now);
+        registration.chunk_done(2, true, now);
+        assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Registered);
+        assert_eq!(registration.registered_worker().unwrap().as_str(), "w");
+        assert!(!registration.ask(now + LONGEST_PAUSE, 12));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_an_older_question_counts_for_nothing() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        assert!(registration.ask(now, 11));
+        assert!(!registration.ask(now, 12));
+        assert!(registration.ask(now + FIRST_PAUSE, 13));
+        assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Ignore);
+        assert!(registration.registered_worker().is_none());
+        assert!(registration.is_unanswered());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_upload_is_not_interrupted_by_questions() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        registration.ask(now, 11);
+        registration.have(&have("w", 11, 0, false));
+        assert_eq!(send_all(&mut registration, now).len(), 2);
+        assert!(!registration.ask(now + LONGEST_PAUSE * 10, 12));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn chunks_acknowledged_while_the_worker_changes_leave_room_for_others() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        registration.ask(now, 11);
+        registration.have(&have("w", 11, 0, false));
+        let under_way = send_all(&mut registration, now);
+        registration.renew();
+        for index in under_way {
+            registration.chunk_done(index, true, now);
+        }
+        assert!(registration.ask(now, 12));
+        assert_eq!(registration.have(&have("other", 12, 0, false)), Next::SendChunks);
+        assert!(!send_all(&mut registration, now).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_the_server_lost_are_made_again() {
+        let now = Instant::now();
+        let mut registration = Registration::resumed();
+        assert!(registration.ask(now, 11));
+        assert_eq!(registration.have(&have("w", 11, 0, false)), Next::GenerateKeys);
+        assert!(registration.is_generating());
+        assert!(!registration.ask(now + LONGEST_PAUSE, 12));
     }
 }

@@ -99,7 +99,7 @@ impl ChunkSender {
         let other_worker = self.worker.as_ref() != Some(&have.worker);
         if have.nonce != self.manifest.nonce
             || !fits(&have.bitmap, self.chunks.len())
-            || (self.is_answered && other_worker)
+            || (self.is_settled && other_worker)
         {
             return false;
         }
@@ -177,10 +177,12 @@ impl ChunkSender {
         }
     }
 
-    /// A chunk did not reach the broker.
+    /// A chunk did not reach the broker. The link is down or about to be, and the broker or the
+    /// worker may be another one when it is back: nothing leaves until the next open is answered.
     pub fn on_failed(&mut self, index: u64) {
         let Some((position, _, _, order)) = self.in_flight_chunk(index) else { return };
         self.set(position, Chunk::Missing);
+        self.is_answered = false;
         self.halve_for(order);
     }
 

@@ -261,8 +261,6 @@ impl<'a> Connection<'a> {
                     return Err(LinkError::Protocol(problem.to_owned()));
                 }
                 self.unacknowledged += 1;
-                if self.unacknowledged > self.config.receive_maximum {
-                }
                 Some(publish.pkid)
             }
             QoS::ExactlyOnce => {

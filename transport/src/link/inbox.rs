@@ -1,19 +1,20 @@
 //! Messages that arrived and wait for the consumer.
 //!
 //! Invariants:
-//! - messages of at least once are never dropped here; the broker limits them, and one that
-//!   ignores the limit it was told is an error;
-//! - messages of at most once are limited by number and bytes, and what is dropped is counted;
+//! - no more bytes wait than the limit, whatever the broker sends;
+//! - messages of at least once are never dropped: what does not fit is reported, and the
+//!   connection has to end, because the broker will not send it again on this one;
+//! - messages of at most once have a part of the room only, and what is dropped is counted;
 //! - the order of arrival is kept.
 
 use std::collections::VecDeque;
 
 use super::Message;
 
-/// Most messages of at most once that wait.
-const MAX_UNACKNOWLEDGED_COUNT: usize = 1024;
-/// Most bytes of messages of at most once that wait.
-const MAX_UNACKNOWLEDGED_BYTES: usize = 4 * 1024 * 1024;
+/// What a message weighs beyond its topic and payload.
+const OVERHEAD: usize = 256;
+/// The part of the room that messages of at most once may take.
+const AT_MOST_ONCE_PART: usize = 4;
 
 /// A message, with the packet id to acknowledge if it has one.
 pub(super) struct Arrived {
@@ -21,39 +22,58 @@ pub(super) struct Arrived {
     pub(super) packet_id: Option<u16>,
 }
 
-#[derive(Default)]
+/// What became of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It waits.
+    Waits,
+    /// It was of at most once and there was no room.
+    Dropped,
+    /// It was of at least once and there was no room.
+    Overrun,
+}
+
 pub(super) struct Inbox {
     queue: VecDeque<Arrived>,
-    /// Of messages of at most once.
-    count: usize,
+    limit: usize,
     bytes: usize,
+    at_most_once_bytes: usize,
     dropped: u64,
 }
 
 impl Inbox {
-    /// Takes a message in; false if it had to be dropped.
-    pub(super) fn push(&mut self, arrived: Arrived) -> bool {
-        if arrived.packet_id.is_none() {
-            let len = weight(&arrived.message);
-            let is_full = self.count >= MAX_UNACKNOWLEDGED_COUNT
-                || self.bytes.saturating_add(len) > MAX_UNACKNOWLEDGED_BYTES;
-            if is_full {
-                self.dropped += 1;
-                return false;
+    /// An inbox for this many bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { queue: VecDeque::new(), limit, bytes: 0, at_most_once_bytes: 0, dropped: 0 }
+    }
+
+    pub(super) fn push(&mut self, arrived: Arrived) -> Taken {
+        let weight = weight(&arrived.message);
+        let has_room = self.bytes.saturating_add(weight) <= self.limit;
+        if arrived.packet_id.is_some() {
+            if !has_room {
+                return Taken::Overrun;
             }
-            self.count += 1;
-            self.bytes += len;
+        } else {
+            let part = self.limit / AT_MOST_ONCE_PART;
+            if !has_room || self.at_most_once_bytes.saturating_add(weight) > part {
+                self.dropped += 1;
+                return Taken::Dropped;
+            }
+            self.at_most_once_bytes += weight;
         }
+        self.bytes += weight;
         self.queue.push_back(arrived);
-        true
+        Taken::Waits
     }
 
     /// The oldest message.
     pub(super) fn pop(&mut self) -> Option<Arrived> {
         let arrived = self.queue.pop_front()?;
+        let weight = weight(&arrived.message);
+        self.bytes = self.bytes.saturating_sub(weight);
         if arrived.packet_id.is_none() {
-            self.count = self.count.saturating_sub(1);
-            self.bytes = self.bytes.saturating_sub(weight(&arrived.message));
+            self.at_most_once_bytes = self.at_most_once_bytes.saturating_sub(weight);
         }
         Some(arrived)
     }
@@ -74,7 +94,7 @@ impl Inbox {
 }
 
 fn weight(message: &Message) -> usize {
-    message.topic.len() + message.payload.len()
+    OVERHEAD + message.topic.len() + message.payload.len()
 }
 
 #[cfg(test)]
@@ -94,24 +114,28 @@ mod tests {
     }
 
     #[test]
-    fn only_messages_of_at_most_once_are_dropped_and_each_is_counted() {
-        let mut inbox = Inbox::default();
-        let taken = (0..2000).filter(|n| inbox.push(arrived(*n, 10, None))).count();
-        assert_eq!(taken, MAX_UNACKNOWLEDGED_COUNT);
-        assert!(inbox.push(arrived(3000, 10, Some(1))));
-        assert_eq!(inbox.take_dropped(), 2000 - 1024);
+    fn messages_of_at_most_once_leave_room_for_the_others() {
+        let mut inbox = Inbox::new(40_000);
+        let waiting =
+            (0..100).filter(|n| inbox.push(arrived(*n, 742, None)) == Taken::Waits).count();
+        assert_eq!(waiting, 10);
+        assert_eq!(inbox.push(arrived(3000, 29_000, Some(1))), Taken::Waits);
+        assert_eq!(inbox.take_dropped(), 90);
         assert_eq!(inbox.take_dropped(), 0);
         let topics: Vec<_> =
             std::iter::from_fn(|| inbox.pop()).map(|arrived| arrived.message.topic).collect();
-        assert_eq!(topics.len(), 1025);
+        assert_eq!(topics.len(), 11);
         assert_eq!(topics.last().unwrap(), "3000");
-        assert!(inbox.push(arrived(1, 10, None)));
+        assert_eq!(inbox.push(arrived(1, 742, None)), Taken::Waits);
     }
 
     #[test]
-    fn bytes_are_limited_too() {
-        let mut inbox = Inbox::default();
-        let taken = (0..10).filter(|n| inbox.push(arrived(*n, 1024 * 1024, None))).count();
-        assert_eq!(taken, 3);
+    fn what_must_not_be_dropped_is_an_overrun_and_room_comes_back() {
+        let mut inbox = Inbox::new(2_000);
+        assert_eq!(inbox.push(arrived(1, 743, Some(1))), Taken::Waits);
+        assert_eq!(inbox.push(arrived(2, 743, Some(2))), Taken::Waits);
+        assert_eq!(inbox.push(arrived(3, 743, Some(3))), Taken::Overrun);
+        assert_eq!(inbox.pop().unwrap().packet_id, Some(1));
+        assert_eq!(inbox.push(arrived(3, 743, Some(3))), Taken::Waits);
     }
 }
