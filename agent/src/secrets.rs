@@ -55,7 +55,9 @@ impl SessionSeed {
         KeySeed::from_bytes(derive(&self.0, scheme.as_bytes()))
     }
 
-    pub(crate) fn expose(&self) -> &[u8; 32] {
+    /// The bytes: for the vault, and for whoever searches for leaks of them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }
 }

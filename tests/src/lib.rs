@@ -23,10 +23,13 @@
 //! Invariants:
 //! - nothing outlives the value that started it, not even after a panic or `kill -9`;
 //! - every wait has a deadline and its error shows the logs of the processes concerned;
-//! - nothing listens beyond loopback, nothing is written outside the scratch directory.
+//! - nothing listens beyond loopback; nothing is written outside the scratch directory but the empty
+//!   lock files of [`ports`].
 
+pub mod bench;
 pub mod broker;
 pub mod compute;
+pub mod demo;
 pub mod log;
 pub mod mqtt;
 pub mod onboard;

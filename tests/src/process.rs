@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::log::{Log, Recorder};
@@ -269,17 +270,15 @@ impl Process {
     /// # Errors
     /// The kernel refuses the signal.
     pub async fn kill(&self) -> Result<ExitStatus> {
-        self.signal(Signal::KILL)?;
-        self.wait(STEP).await
+        self.end(Signal::KILL, STEP).await
     }
 
-    /// SIGTERM, then waits for the end.
+    /// SIGTERM, then waits for the end; a process that has ended already is no error.
     ///
     /// # Errors
     /// It is still running after `limit`.
     pub async fn terminate(&self, limit: Duration) -> Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
-        self.wait(limit).await
+        self.end(Signal::TERM, limit).await
     }
 
     /// SIGINT, as from Ctrl-C, then waits for the end.
@@ -287,8 +286,7 @@ impl Process {
     /// # Errors
     /// It is still running after `limit`.
     pub async fn interrupt(&self, limit: Duration) -> Result<ExitStatus> {
-        self.signal(Signal::INT)?;
-        self.wait(limit).await
+        self.end(Signal::INT, limit).await
     }
 
     /// SIGSTOP: the process hangs, its connections stay open.
@@ -319,6 +317,13 @@ impl Process {
                 .with_context(|| format!("{} has no {key} line any more", self.log.name()))
         };
         Ok(Memory { resident_kib: kib("VmRSS:")?, peak_kib: kib("VmHWM:")? })
+    }
+
+    async fn end(&self, signal: Signal, limit: Duration) -> Result<ExitStatus> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(Errno::SRCH) => self.wait(limit).await,
+            Err(error) => Err(error).with_context(|| format!("cannot end {}", self.log.name())),
+        }
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -353,6 +358,7 @@ mod tests {
         let process = shell(script, scratch.path()).env("GREETING", "hello").spawn().unwrap();
         assert_eq!(process.wait_for_line("ello", STEP).await.unwrap(), "hello");
         assert_eq!(process.wait(STEP).await.unwrap().code(), Some(3));
+        assert_eq!(process.terminate(STEP).await.unwrap().code(), Some(3), "not again");
         let written = |name| fs::read_to_string(scratch.path().join(name)).unwrap();
         assert_eq!(written("shell.1.out"), "hello\n");
         assert_eq!(written("shell.1.err"), "there\n");

@@ -103,6 +103,17 @@ impl World {
         .await
     }
 
+    /// Starts the compute server, if it was stopped or killed, and waits until it is up. It comes
+    /// back as another worker.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_compute(&mut self) -> Result<()> {
+        self.compute.start(&self.operator).await.context("the compute server does not come up")?;
+        self.robot.onboard.client.show_on_failure(self.compute.process()?.log());
+        Ok(())
+    }
+
     /// Connects to the uplink's broker as whoever `common_name` is.
     ///
     /// # Errors
@@ -229,16 +240,15 @@ impl Builder {
         operator.subscribe(WORKER_STATUS).await?;
         let mut server_toml = self.server_toml;
         server_toml.insert(0, format!("tenants = {:?}", tenants(&acl)));
-        let mut compute = Compute::new(
+        let compute = Compute::new(
             &directory.join("server"),
             broker.port(),
             &pki.client(SERVER)?,
             &self.models,
             &server_toml,
         )?;
-        compute.start(&operator).await.context("the compute server does not come up")?;
         let proxy = if self.proxied { Some(Proxy::start(broker.port()).await?) } else { None };
-        let mut robot = Robot::build(Blueprint {
+        let robot = Robot::build(Blueprint {
             directory: directory.join(&self.identity),
             uplink_port: proxy.as_ref().map_or(broker.port(), |proxy| proxy.port()),
             credentials: pki.client(&self.identity)?,
@@ -246,14 +256,15 @@ impl Builder {
             agent_toml: self.agent_toml.clone(),
         })
         .await?;
-        robot.onboard.client.show_on_failure(compute.process()?.log());
+        let agent_toml = self.agent_toml;
+        let mut world = World { robot, compute, operator, proxy, broker, pki, agent_toml, scratch };
+        world.start_compute().await?;
         if self.stage >= Stage::Provisioned {
-            robot.agent.provision().await?;
+            world.robot.agent.provision().await?;
         }
         if self.stage == Stage::Running {
-            robot.start_agent().await.context("the agent does not come up")?;
+            world.robot.start_agent().await.context("the agent does not come up")?;
         }
-        let agent_toml = self.agent_toml;
-        Ok(World { robot, compute, operator, proxy, broker, pki, agent_toml, scratch })
+        Ok(world)
     }
 }

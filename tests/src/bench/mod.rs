@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use report::{Conditions, Report};
+use report::{Conditions, Figure, Report};
 
 /// A part of the benches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,8 +59,7 @@ pub struct Options {
 /// What a section writes to.
 #[derive(Debug)]
 pub struct Run {
-    /// What was measured.
-    pub report: Report,
+    report: Report,
     quick: bool,
     progress: ProgressBar,
 }
@@ -70,6 +69,16 @@ impl Run {
     #[must_use]
     pub fn repeats(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
+    }
+
+    /// Adds a figure to the report.
+    pub fn add(&mut self, figure: Figure) {
+        self.report.add(figure);
+    }
+
+    /// Adds what one has to know to read a section's figures.
+    pub fn note(&mut self, section: &'static str, text: impl Into<String>) {
+        self.report.note(section, text);
     }
 
     /// Tells the person who waits what is measured now.

@@ -41,7 +41,12 @@ struct Ratio {
 impl Figure {
     /// A figure that stands by itself.
     #[must_use]
-    pub fn new(section: &'static str, name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+    pub fn new(
+        section: &'static str,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+    ) -> Self {
         let name = name.into();
         Self { section, name, value, unit, baseline: None, ratio: None, goal: None, reached: None }
     }
@@ -69,9 +74,10 @@ impl Figure {
     }
 
     fn cells(&self) -> [String; 6] {
-        let baseline = self.baseline.as_ref().map(|baseline| {
-            format!("{} ({})", quantity(baseline.value, self.unit), baseline.what)
-        });
+        let baseline = self
+            .baseline
+            .as_ref()
+            .map(|baseline| format!("{} ({})", quantity(baseline.value, self.unit), baseline.what));
         let ratio = self.ratio.map(|ratio| format!("{} {}", number(ratio.value), ratio.meaning));
         let reached = self.reached.map(|reached| if reached { "yes" } else { "NO" }.to_owned());
         [
@@ -105,7 +111,8 @@ impl Conditions {
     #[must_use]
     pub fn now(quick: bool) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        let model =
+            cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
             quick,
@@ -260,7 +267,8 @@ mod tests {
     #[test]
     fn a_table_shows_baseline_goal_and_notes() {
         let mut report = Report::new(Conditions::now(true));
-        let figure = Figure::new("upload", "a key", 90.0, "MB/s").against("bare", 100.0, 0.9, "of it");
+        let figure =
+            Figure::new("upload", "a key", 90.0, "MB/s").against("bare", 100.0, 0.9, "of it");
         report.add(figure.clone().goal("≥ 0.8", true));
         report.add(figure.goal("≥ 0.95", false));
         report.note("upload", "through mosquitto");

@@ -24,9 +24,18 @@ enum Chunk {
     /// Between sender and broker.
     InFlight { round: u64, sent_at: Instant, order: u64 },
     /// The broker took it; whether the receiver has it, only a have of a later round can tell.
-    Taken { round: u64 },
+    Taken { round: u64, order: u64 },
     /// The receiver has it, by a have of this round.
     Held { round: u64 },
+}
+
+/// How far the newest open is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Asked,
+    Answered,
+    /// A publication failed since.
+    Failed,
 }
 
 /// Sends the chunks of one key.
@@ -39,8 +48,7 @@ pub struct ChunkSender {
     worker: Option<WorkerId>,
     /// Counts opens: a have of this round knows what earlier rounds sent.
     round: u64,
-    /// Whether this round's open was answered.
-    is_answered: bool,
+    phase: Phase,
     is_registered: bool,
     window: usize,
     in_flight: usize,
@@ -68,7 +76,7 @@ impl ChunkSender {
             chunks,
             worker: None,
             round: 0,
-            is_answered: false,
+            phase: Phase::Asked,
             is_registered: false,
             window: 2 * chunk_len,
             in_flight: 0,
@@ -88,22 +96,23 @@ impl ChunkSender {
     pub fn reopen(&mut self, nonce: u64) -> &Manifest {
         self.manifest.nonce = nonce;
         self.round += 1;
-        self.is_answered = false;
+        self.phase = Phase::Asked;
         self.is_registered = false;
         &self.manifest
     }
 
     /// Takes notice of a have. False if it says nothing about this round: it answers an earlier
-    /// open, comes from a second worker, or has a bitmap of another key.
+    /// open, comes from a second worker or after a failure, or has a bitmap of another key.
     pub fn on_have(&mut self, have: &Have) -> bool {
         let other_worker = self.worker.as_ref() != Some(&have.worker);
         if have.nonce != self.manifest.nonce
             || !fits(&have.bitmap, self.chunks.len())
-            || (self.is_settled && other_worker)
+            || self.phase == Phase::Failed
+            || (self.phase == Phase::Answered && other_worker)
         {
             return false;
         }
-        let mut is_loss = false;
+        let mut last_lost = None;
         for (index, chunk) in self.chunks.iter_mut().enumerate() {
             let is_held = bit(&have.bitmap, index) == Some(true);
             let next = match *chunk {
@@ -113,10 +122,11 @@ impl ChunkSender {
                 Chunk::InFlight { sent_at, order, .. } => {
                     Chunk::InFlight { round: self.round, sent_at, order }
                 }
-                Chunk::Taken { round } | Chunk::Held { round } if round < self.round => {
-                    is_loss |= !other_worker;
+                Chunk::Taken { round, order } if round < self.round => {
+                    last_lost = last_lost.max(Some(order).filter(|_| !other_worker));
                     Chunk::Missing
                 }
+                Chunk::Held { round } if round < self.round => Chunk::Missing,
                 unchanged => unchanged,
             };
             if matches!(*chunk, Chunk::InFlight { .. }) && !matches!(next, Chunk::InFlight { .. }) {
@@ -124,11 +134,11 @@ impl ChunkSender {
             }
             *chunk = next;
         }
-        if is_loss {
-            self.halve();
+        if let Some(order) = last_lost {
+            self.halve_for(order);
         }
         self.worker = Some(have.worker.clone());
-        self.is_answered = true;
+        self.phase = Phase::Answered;
         self.is_registered |= have.registered;
         true
     }
@@ -136,7 +146,7 @@ impl ChunkSender {
     /// Who gets the chunks: the worker that answered this round's open.
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
-        self.worker.as_ref().filter(|_| self.is_answered)
+        self.worker.as_ref().filter(|_| self.phase == Phase::Answered)
     }
 
     /// Whether the worker has said that it has and takes the whole key.
@@ -145,10 +155,10 @@ impl ChunkSender {
         self.is_registered
     }
 
-    /// The next chunk to publish; none if the window is full, nothing is missing, or the open is
-    /// not answered. Whoever takes one owes [`Self::on_acked`] or [`Self::on_failed`].
+    /// The next chunk to publish; none if the window is full, nothing is missing, the open is
+    /// not answered, or a chunk has failed since. Whoever takes one owes [`Self::on_acked`] or [`Self::on_failed`].
     pub fn next(&mut self, now: Instant) -> Option<ChunkRef> {
-        if !self.is_answered {
+        if self.phase != Phase::Answered {
             return None;
         }
         let position = self.chunks.iter().position(|chunk| *chunk == Chunk::Missing)?;
@@ -168,7 +178,7 @@ impl ChunkSender {
     /// The broker took a chunk.
     pub fn on_acked(&mut self, index: u64, now: Instant) {
         let Some((position, round, sent_at, order)) = self.in_flight_chunk(index) else { return };
-        self.set(position, Chunk::Taken { round });
+        self.set(position, Chunk::Taken { round, order });
         if now.saturating_duration_since(sent_at) > SLOW_ACK {
             self.halve_for(order);
         } else {
@@ -177,12 +187,12 @@ impl ChunkSender {
         }
     }
 
-    /// A chunk did not reach the broker. The link is down or about to be, and the broker or the
-    /// worker may be another one when it is back: nothing leaves until the next open is answered.
+    /// A chunk did not reach the broker. The link is down or about to be, and broker or worker may
+    /// be another one when it is back: nothing leaves until the next open is answered.
     pub fn on_failed(&mut self, index: u64) {
         let Some((position, _, _, order)) = self.in_flight_chunk(index) else { return };
         self.set(position, Chunk::Missing);
-        self.is_answered = false;
+        self.phase = Phase::Failed;
         self.halve_for(order);
     }
 
@@ -227,15 +237,12 @@ impl ChunkSender {
         }
     }
 
+    /// Halves the window for trouble with the chunk sent as number `order`.
     fn halve_for(&mut self, order: u64) {
         if order >= self.halved_at {
-            self.halve();
+            self.halved_at = self.order;
+            self.window = (self.window / 2).max(self.chunk_len);
         }
-    }
-
-    fn halve(&mut self) {
-        self.halved_at = self.order;
-        self.window = (self.window / 2).max(self.chunk_len);
     }
 }
 

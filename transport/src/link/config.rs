@@ -49,8 +49,13 @@ pub struct LinkConfig {
     pub reconnect: Reconnect,
     /// Largest packet to receive, in bytes. The broker is told and drops larger ones.
     pub max_packet: usize,
-    /// How many messages the broker may send before the consumer has taken the first.
+    /// How many messages of at least once the broker is asked to send before the consumer has taken
+    /// the first. Some brokers send more (mosquitto 2.0.11 does, by this number for each that is
+    /// taken), therefore the next limit.
     pub receive_maximum: u16,
+    /// How many bytes of messages may wait for the consumer. If more of at least once arrive, the
+    /// connection ends with [`LinkError::Overrun`].
+    pub inbox_bytes: usize,
     /// What the broker publishes when the connection ends without good-bye.
     pub last_will: Option<Outgoing>,
     /// Topic filters to subscribe to on every connection.
@@ -60,8 +65,8 @@ pub struct LinkConfig {
 }
 
 impl LinkConfig {
-    /// A link that subscribes to nothing, with a keep-alive of 30 s, packets of up to 1 MiB and
-    /// 16 messages ahead of the consumer.
+    /// A link that subscribes to nothing, with a keep-alive of 30 s, packets of up to 1 MiB, and
+    /// 16 messages ahead of the consumer or at most 16 MiB.
     #[must_use]
     pub fn new(name: impl Into<String>, endpoint: Endpoint, client_id: impl Into<String>) -> Self {
         Self {
@@ -73,6 +78,7 @@ impl LinkConfig {
             reconnect: Reconnect::default(),
             max_packet: 1024 * 1024,
             receive_maximum: 16,
+            inbox_bytes: 16 * 1024 * 1024,
             last_will: None,
             subscriptions: Vec::new(),
             allow_plain_remote: false,

@@ -7,6 +7,7 @@
 //! - a message of at least once is acknowledged when, and in the order in which, the consumer's
 //!   channel takes it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use rumqttc::Outgoing as Sent;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::config::{MAX_OUTSTANDING, check, expiry_seconds, mqtt_qos};
-use super::inbox::{Arrived, Inbox};
+use super::inbox::{Arrived, Inbox, Taken};
 use super::publications::{Publications, answer};
 use super::pump::Pump;
 use super::{Command, LinkConfig, LinkError, LinkEvent, Message, Outgoing, PublishError, Qos};
@@ -29,6 +30,11 @@ use super::{Command, LinkConfig, LinkError, LinkEvent, Message, Outgoing, Publis
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest packet of MQTT (MQTT 5 section 1.5.5), for brokers that name no limit.
 const MAX_MQTT_PACKET: usize = 268_435_455;
+
+/// Acknowledgements that the client library may have waiting.
+const MAX_ACKNOWLEDGEMENTS: usize = 16;
+/// A publication, a subscription and a good-bye.
+const OTHER_REQUESTS: usize = 3;
 
 /// How a connection ended.
 pub(super) enum End {
@@ -47,8 +53,10 @@ struct Connection<'a> {
     config: &'a LinkConfig,
     client: AsyncClient,
     inbox: Inbox,
-    /// Messages of at least once that arrived and whose acknowledgement has not left.
-    unacknowledged: u16,
+    /// Packet ids the consumer has taken and the client library was not yet asked to acknowledge.
+    to_acknowledge: VecDeque<u16>,
+    /// Acknowledgements it was asked for and has not sent.
+    acknowledgements: usize,
     publications: Publications,
     /// Largest packet the broker takes.
     max_packet: usize,
@@ -69,12 +77,10 @@ pub(super) async fn run(
     let options = match config.options() {
         Ok(options) => options,
         Err(error) => {
-            return End::Lost { error, uptime: Duration::ZERO, inbox: Inbox::default() };
+            return End::Lost { error, uptime: Duration::ZERO, inbox: Inbox::new(0) };
         }
     };
-    // Room for what may wait at once: acknowledgements, a publication, a subscription, a good-bye.
-    let requests = usize::from(config.receive_maximum) * 4 + 4;
-    let (client, event_loop) = AsyncClient::new(options, requests);
+    let (client, event_loop) = AsyncClient::new(options, MAX_ACKNOWLEDGEMENTS + OTHER_REQUESTS);
     let mut pump = Pump::start(event_loop);
     let mut connection = Connection::new(config, client);
     let end = connection.serve(&mut pump, cancel, commands, events).await;
@@ -89,7 +95,7 @@ pub(super) async fn run(
             let uptime = connection.up_since.map(|since| since.elapsed()).unwrap_or_default();
             connection.publications.fail_all();
             // Before `Up` nobody was told that messages come.
-            let inbox = if connection.is_announced { connection.inbox } else { Inbox::default() };
+            let inbox = if connection.is_announced { connection.inbox } else { Inbox::new(0) };
             End::Lost { error, uptime, inbox }
         }
     }
@@ -100,8 +106,9 @@ impl<'a> Connection<'a> {
         Self {
             config,
             client,
-            inbox: Inbox::default(),
-            unacknowledged: 0,
+            inbox: Inbox::new(config.inbox_bytes),
+            to_acknowledge: VecDeque::new(),
+            acknowledgements: 0,
             publications: Publications::new(1),
             max_packet: MAX_MQTT_PACKET,
             up_since: None,
@@ -185,7 +192,8 @@ impl<'a> Connection<'a> {
                 Ok(())
             }
             Event::Outgoing(Sent::PubAck(_)) => {
-                self.unacknowledged = self.unacknowledged.saturating_sub(1);
+                self.acknowledgements = self.acknowledgements.saturating_sub(1);
+                self.acknowledge();
                 Ok(())
             }
             Event::Outgoing(Sent::AwaitAck(_)) => {
@@ -253,16 +261,7 @@ impl<'a> Connection<'a> {
     fn on_publish(&mut self, publish: Publish) -> Result<(), LinkError> {
         let packet_id = match publish.qos {
             QoS::AtMostOnce => None,
-            QoS::AtLeastOnce => {
-                // Brokers count differently by a few (mosquitto 2.0 runs over under load); what
-                // has to be bounded is memory.
-                if self.unacknowledged >= self.config.receive_maximum.saturating_mul(4) {
-                    let problem = "it sends more than the receive maximum";
-                    return Err(LinkError::Protocol(problem.to_owned()));
-                }
-                self.unacknowledged += 1;
-                Some(publish.pkid)
-            }
+            QoS::AtLeastOnce => Some(publish.pkid),
             QoS::ExactlyOnce => {
                 let problem = "it sends exactly once, for which nobody asked";
                 return Err(LinkError::Protocol(problem.to_owned()));
@@ -280,12 +279,15 @@ impl<'a> Connection<'a> {
             response_topic: properties.response_topic,
             correlation_data: properties.correlation_data,
         };
-        let had_dropped = self.inbox.is_dropping();
-        if !self.inbox.push(Arrived { message, packet_id }) && !had_dropped {
-            tracing::warn!(
+        let was_dropping = self.inbox.is_dropping();
+        match self.inbox.push(Arrived { message, packet_id }) {
+            Taken::Waits => {}
+            Taken::Overrun => return Err(LinkError::Overrun),
+            Taken::Dropped if was_dropping => {}
+            Taken::Dropped => tracing::warn!(
                 link = %self.config.name,
                 "messages of at most once arrive faster than they are taken; some are dropped"
-            );
+            ),
         }
         Ok(())
     }
@@ -299,17 +301,27 @@ impl<'a> Connection<'a> {
         }
         let Some(Arrived { message, packet_id }) = self.inbox.pop() else { return };
         permit.send(LinkEvent::Message(message));
-        if let Some(pkid) = packet_id {
-            let publish = Publish { pkid, qos: QoS::AtLeastOnce, ..Publish::default() };
-            // There is room for as many as the broker may send. Should there be none, the
-            // connection is going down anyway.
-            let _ = self.client.try_ack(&publish);
+        if let Some(packet_id) = packet_id {
+            self.to_acknowledge.push_back(packet_id);
+            self.acknowledge();
         }
         if self.inbox.is_empty() {
             let dropped = self.inbox.take_dropped();
             if dropped > 0 {
                 tracing::warn!(link = %self.config.name, dropped, "messages were dropped");
             }
+        }
+    }
+
+    /// Hands acknowledgements to the client library, as many as it has room for.
+    fn acknowledge(&mut self) {
+        while self.acknowledgements < MAX_ACKNOWLEDGEMENTS
+            && let Some(pkid) = self.to_acknowledge.pop_front()
+        {
+            let publish = Publish { pkid, qos: QoS::AtLeastOnce, ..Publish::default() };
+            // It has room, or has ended and with it the connection.
+            let _ = self.client.try_ack(&publish);
+            self.acknowledgements += 1;
         }
     }
 

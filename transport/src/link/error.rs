@@ -50,6 +50,10 @@ pub enum LinkError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// Messages that must not be lost arrived faster than they were taken, and there was no room
+    /// left for them. What the broker still had for us is lost.
+    #[error("messages arrive faster than they are taken; the connection begins anew")]
+    Overrun,
     /// The connection is open and nothing comes through it.
     #[error("the connection is stalled: {0}")]
     Stalled(&'static str),
@@ -67,9 +71,11 @@ impl LinkError {
             | Self::TakenOver
             | Self::Protocol(_)
             | Self::TooLarge => true,
-            Self::Unreachable(_) | Self::Unavailable(_) | Self::Broken(_) | Self::Stalled(_) => {
-                false
-            }
+            Self::Unreachable(_)
+            | Self::Unavailable(_)
+            | Self::Broken(_)
+            | Self::Overrun
+            | Self::Stalled(_) => false,
         }
     }
 }

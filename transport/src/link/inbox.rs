@@ -1,7 +1,7 @@
 //! Messages that arrived and wait for the consumer.
 //!
 //! Invariants:
-//! - no more bytes wait than the limit, whatever the broker sends;
+//! - no more bytes wait than the limit, whatever the broker sends, unless it is one message alone;
 //! - messages of at least once are never dropped: what does not fit is reported, and the
 //!   connection has to end, because the broker will not send it again on this one;
 //! - messages of at most once have a part of the room only, and what is dropped is counted;
@@ -49,7 +49,7 @@ impl Inbox {
 
     pub(super) fn push(&mut self, arrived: Arrived) -> Taken {
         let weight = weight(&arrived.message);
-        let has_room = self.bytes.saturating_add(weight) <= self.limit;
+        let has_room = self.queue.is_empty() || self.bytes.saturating_add(weight) <= self.limit;
         if arrived.packet_id.is_some() {
             if !has_room {
                 return Taken::Overrun;
@@ -137,5 +137,8 @@ mod tests {
         assert_eq!(inbox.push(arrived(3, 743, Some(3))), Taken::Overrun);
         assert_eq!(inbox.pop().unwrap().packet_id, Some(1));
         assert_eq!(inbox.push(arrived(3, 743, Some(3))), Taken::Waits);
+        while inbox.pop().is_some() {}
+        assert_eq!(inbox.push(arrived(4, 5_000, Some(4))), Taken::Waits);
+        assert_eq!(inbox.push(arrived(5, 0, Some(5))), Taken::Overrun);
     }
 }

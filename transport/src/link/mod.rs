@@ -9,11 +9,12 @@
 //! - [`LinkEvent::Up`] comes when all subscriptions are granted, messages come only between `Up`
 //!   and [`LinkEvent::Down`], and there is no next connection before `Down` is in the consumer's
 //!   channel;
-//! - the connection is served however slow the consumer of events is. Messages of at least once
-//!   are acknowledged when the consumer's channel takes them, and the broker, told so when the
-//!   link connects, sends at most [`LinkConfig::receive_maximum`] ahead: none is lost while the
-//!   connection lives, and the rest waits in the broker. Messages of at most once wait up to fixed
-//!   limits of number and bytes; what is beyond is dropped, and a warning is logged;
+//! - the connection is served however slow the consumer of events is, and what waits for it is
+//!   limited. Messages of at least once are acknowledged when the consumer's channel takes them,
+//!   so the broker holds back the rest; from a broker that does not, the link takes what
+//!   [`LinkConfig::inbox_bytes`] allows and then ends the connection with [`LinkError::Overrun`]
+//!   instead of losing single messages silently. Messages of at most once get a quarter of that
+//!   room; what is beyond is dropped, and a warning is logged;
 //! - after cancellation nothing is published; the broker is told good-bye, so that it sends no
 //!   last will;
 //! - payloads are never logged.

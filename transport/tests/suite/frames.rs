@@ -108,7 +108,8 @@ fn a_header_beyond_its_cap_is_refused_before_it_is_there() {
 
 #[test]
 fn a_kind_without_its_claims_is_not_framed() {
-    let broken: [(FrameKind, fn(&mut Claims)); 8] = [
+    type Spoil = fn(&mut Claims);
+    let broken: [(FrameKind, Spoil); 8] = [
         (FrameKind::Open, |claims| claims.context = None),
         (FrameKind::Open, |claims| claims.number = 1),
         (FrameKind::Job, |claims| claims.model = None),

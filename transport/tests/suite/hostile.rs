@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use moai_transport::link::{Endpoint, LinkConfig, LinkError, LinkEvent, PublishError};
+use moai_transport::link::{
+    Endpoint, LinkConfig, LinkError, LinkEvent, Outgoing, PublishError, Qos,
+};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,7 +47,8 @@ async fn grant(stream: &mut TcpStream, code: u8) {
 
 #[tokio::test]
 async fn refusals_are_told_apart() {
-    let cases: [(u8, fn(&LinkError) -> bool); 4] = [
+    type IsExpected = fn(&LinkError) -> bool;
+    let cases: [(u8, IsExpected); 4] = [
         (0x87, |error| matches!(error, LinkError::Refused(_)) && error.is_fatal()),
         (0x8a, |error| matches!(error, LinkError::Refused(_)) && error.is_fatal()),
         (0x89, |error| matches!(error, LinkError::Unavailable(_)) && !error.is_fatal()),
@@ -104,29 +107,45 @@ async fn a_link_can_be_cancelled_at_every_step() {
 }
 
 #[tokio::test]
-async fn more_than_the_receive_maximum_is_a_protocol_error() {
+async fn whoever_takes_our_client_id_is_told_about() {
     let (listener, config) = listener().await;
-    let mut robot = Subject::spawn(LinkConfig { receive_maximum: 3, ..config });
+    let mut robot = Subject::spawn(config);
     let mut stream = accept(&listener).await;
     stream.write_all(CONNACK).await.unwrap();
     grant(&mut stream, 1).await;
     robot.expect_up().await;
-    // The channel takes 16, three more may be unacknowledged, and one is too much. Our
-    // acknowledgements are not read here; that they were sent is what counts.
-    for id in 1..=40_u8 {
-        // The link hangs up somewhere along the way.
-        if stream.write_all(&[0x32, 6, 0, 1, b'a', 0, id, 0]).await.is_err() {
-            break;
-        }
+    stream.write_all(&[0xe0, 2, 0x8e, 0]).await.unwrap();
+    let error = robot.expect_down().await;
+    assert!(error == LinkError::TakenOver && error.is_fatal(), "{error:?}");
+}
+
+#[tokio::test]
+async fn messages_are_acknowledged_in_order_and_not_before_the_consumer_has_room() {
+    let (listener, config) = listener().await;
+    let mut robot = Subject::spawn(config);
+    let mut stream = accept(&listener).await;
+    stream.write_all(CONNACK).await.unwrap();
+    grant(&mut stream, 1).await;
+    robot.expect_up().await;
+    for id in 1..=40 {
+        stream.write_all(&[0x32, 6, 0, 1, b'a', 0, id, 0]).await.unwrap();
     }
-    let error = loop {
-        match robot.event().await.unwrap() {
-            LinkEvent::Message(message) => assert_eq!(message.topic, "a"),
-            LinkEvent::Down(error) => break error,
-            LinkEvent::Up => panic!("up again"),
-        }
-    };
-    assert!(matches!(&error, LinkError::Protocol(text) if text.contains("receive maximum")));
+    let puback = |id| vec![0x40, 2, 0, id];
+    for id in 1..=16 {
+        assert_eq!(packet(&mut stream).await, puback(id));
+    }
+    // Whatever the link has to say next, it is this and not an acknowledgement.
+    let unsure = Outgoing { qos: Qos::AtMostOnce, ..outgoing("b", "x") };
+    robot.link.publish(unsure).await.unwrap();
+    assert_eq!(packet(&mut stream).await[0], 0x30);
+    robot.expect_message().await;
+    assert_eq!(packet(&mut stream).await, puback(17));
+    for _ in 2..=40 {
+        robot.expect_message().await;
+    }
+    for id in 18..=40 {
+        assert_eq!(packet(&mut stream).await, puback(id));
+    }
 }
 
 #[tokio::test]

@@ -210,7 +210,7 @@ async fn a_slow_consumer_loses_nothing_and_does_not_hold_up_its_own_publications
     }
     // Not one message was taken, and the link still serves its other direction.
     for _ in 0..100 {
-        let r = slow.link.publish(outgoing("out", "alive")).await; if r.is_err() { while let Some(e) = slow.event().await { eprintln!("{e:?}"); } panic!("{r:?}") }
+        slow.link.publish(outgoing("out", "alive")).await.unwrap();
     }
     for number in 0..500 {
         assert_eq!(slow.expect_message().await.payload, number.to_string());
@@ -220,35 +220,53 @@ async fn a_slow_consumer_loses_nothing_and_does_not_hold_up_its_own_publications
 #[tokio::test]
 async fn messages_of_at_most_once_wait_up_to_a_limit() {
     let broker = Broker::start();
-    let filter = vec![("in".to_owned(), Qos::AtMostOnce)];
-    let slow = LinkConfig { subscriptions: filter, ..config("slow", broker.plain_endpoint()) };
-    let mut slow = Subject::up(slow).await;
-    let fast = subscribing(config("fast", broker.plain_endpoint()), &["in"]);
-    let mut fast = Subject::up(fast).await;
-    for number in 0..3000 {
-        let message = Outgoing { qos: Qos::AtMostOnce, ..outgoing("in", number.to_string()) };
+    let subscriptions =
+        vec![("in".to_owned(), Qos::AtMostOnce), ("end".to_owned(), Qos::AtLeastOnce)];
+    let (max_packet, inbox_bytes) = (10_000, 40_000);
+    let plain = config("slow", broker.plain_endpoint());
+    let mut slow =
+        Subject::up(LinkConfig { subscriptions, max_packet, inbox_bytes, ..plain }).await;
+    let fast = Subject::up(config("fast", broker.plain_endpoint())).await;
+    for _ in 0..1000 {
+        let message = Outgoing { qos: Qos::AtMostOnce, ..outgoing("in", vec![0; 742]) };
         fast.link.publish(message).await.unwrap();
-        assert_eq!(fast.expect_message().await.payload, number.to_string());
     }
-    slow.link.publish(outgoing("out", "all 3000 were read before this")).await.unwrap();
+    fast.link.publish(outgoing("end", "x")).await.unwrap();
+    // The broker serves in order: when it answers this, it has sent all that.
+    slow.link.publish(outgoing("out", "x")).await.unwrap();
     let mut taken = 0;
-    fast.link.publish(outgoing("in", "end")).await.unwrap();
-    while slow.expect_message().await.payload != "end" {
+    while slow.expect_message().await.topic != "end" {
         taken += 1;
     }
-    assert!((1024..=1100).contains(&taken), "{taken}");
+    // What the channel holds, and a quarter of the inbox.
+    assert_eq!(taken, 16 + 10 - 1 + 1);
 }
 
 #[tokio::test]
-async fn whoever_takes_our_client_id_is_told_about() {
+async fn what_must_not_be_lost_and_has_no_room_ends_the_connection_and_the_link_comes_back() {
     let broker = Broker::start();
-    let mut first = Subject::up(config("same", broker.plain_endpoint())).await;
-    let second = Subject::up(config("same", broker.plain_endpoint())).await;
-    let error = first.expect_down().await;
-    assert_eq!(error, LinkError::TakenOver);
-    assert!(error.is_fatal());
-    first.close().await;
-    second.close().await;
+    let plain = subscribing(config("slow", broker.plain_endpoint()), &["in"]);
+    let limits = LinkConfig { max_packet: 100_000, inbox_bytes: 500_000, ..plain };
+    let mut slow = Subject::up(limits).await;
+    let fast = Subject::up(config("fast", broker.plain_endpoint())).await;
+    // mosquitto sends them all, if only the first was taken.
+    for _ in 0..200 {
+        fast.link.publish(outgoing("in", vec![0; 90_000])).await.unwrap();
+    }
+    let mut taken = 0;
+    let error = loop {
+        match slow.event().await.unwrap() {
+            LinkEvent::Message(_) => taken += 1,
+            LinkEvent::Down(error) => break error,
+            LinkEvent::Up => panic!("up again"),
+        }
+    };
+    assert_eq!(error, LinkError::Overrun);
+    assert!(!error.is_fatal());
+    assert!((16..200).contains(&taken), "{taken}");
+    slow.wait_up().await;
+    fast.link.publish(outgoing("in", "again")).await.unwrap();
+    assert_eq!(slow.expect_message().await.payload, "again");
 }
 
 #[tokio::test]

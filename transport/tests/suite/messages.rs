@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::support::values::{context, identity, worker};
 
 fn manifest() -> Manifest {
-    chunk::manifest(context(), Duration::from_secs(60), &vec![1; 300_000], 7).unwrap()
+    chunk::manifest(context(), Duration::from_mins(1), &vec![1; 300_000], 7).unwrap()
 }
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -25,9 +25,9 @@ fn bytes(value: &Value) -> Vec<u8> {
 fn a_manifest_tells_the_chunks_of_its_key() {
     let manifest = manifest();
     assert_eq!(manifest.chunk_digests.len(), 3);
-    assert_eq!(manifest.chunk_digests[0], Digest::of(&[1; 122_880]));
-    assert_eq!(manifest.chunk_digests[2], Digest::of(&[1; 54_240]));
-    assert_eq!(manifest.key_digest, Digest::of(&[1; 300_000]));
+    assert_eq!(manifest.chunk_digests[0], Digest::of(&vec![1; 122_880]));
+    assert_eq!(manifest.chunk_digests[2], Digest::of(&vec![1; 54_240]));
+    assert_eq!(manifest.key_digest, Digest::of(&vec![1; 300_000]));
     let body = manifest.encode().unwrap();
     assert_eq!(Manifest::decode(&body, 300_000), Ok(manifest));
     let error = Manifest::decode(&body, 299_999).unwrap_err();

@@ -1,79 +1,72 @@
 //! Brokers that die, forget and freeze.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use moai_transport::link::{LinkConfig, LinkError, LinkEvent, PublishError};
+use tokio::time::Instant;
 
 use crate::support::broker::Broker;
 use crate::support::{Subject, config, outgoing, subscribing};
 
+/// Unanswered requests that wait at a time.
+const WINDOW: usize = 50;
+/// Requests that are not answered for so long are sent again.
+const RESEND_AFTER: Duration = Duration::from_millis(500);
+
 /// Publishes requests until each is answered, as the cycle of job and result does.
 async fn ask_all(mut asker: Subject, count: u32) -> Vec<u32> {
-    let mut open: BTreeSet<u32> = (0..count).collect();
+    let mut unasked: VecDeque<u32> = (0..count).collect();
+    let mut open: BTreeSet<u32> = BTreeSet::new();
     let mut answered = Vec::new();
-    let mut is_up = true;
     let mut publishing = tokio::task::JoinSet::new();
-    let mut to_send: Vec<u32> = open.iter().copied().collect();
-    while !open.is_empty() {
-        while is_up
-            && publishing.len() < 8
-            && let Some(number) = to_send.pop()
+    let mut resend_at = Instant::now() + RESEND_AFTER;
+    while !(unasked.is_empty() && open.is_empty()) {
+        while open.len() < WINDOW
+            && let Some(number) = unasked.pop_front()
         {
+            open.insert(number);
             let link = asker.link.clone();
-            publishing.spawn(async move {
-                (number, link.publish(outgoing("ask", number.to_string())).await)
-            });
+            publishing
+                .spawn(async move { link.publish(outgoing("ask", number.to_string())).await });
         }
         tokio::select! {
-            Some(done) = publishing.join_next() => match done.unwrap() {
-                (_, Ok(())) => {}
-                (number, Err(error)) => {
-                    assert_eq!(error, PublishError::Down);
-                    to_send.push(number);
-                }
-            },
+            Some(done) = publishing.join_next() => {
+                let outcome = done.unwrap();
+                assert!(matches!(outcome, Ok(()) | Err(PublishError::Down)), "{outcome:?}");
+            }
             event = asker.event() => match event.expect("the link ended") {
-                LinkEvent::Up => {
-                    is_up = true;
-                    // Taken by the broker does not mean answered: everything open is asked again.
-                    to_send = open.iter().copied().collect();
-                }
-                LinkEvent::Down(error) => {
-                    assert!(!error.is_fatal(), "{error}");
-                    is_up = false;
-                }
+                LinkEvent::Up => resend_at = Instant::now(),
+                LinkEvent::Down(error) => assert!(!error.is_fatal(), "{error}"),
                 LinkEvent::Message(message) => {
-                    let text = std::str::from_utf8(&message.payload).unwrap();
-                    match text.parse::<u32>() {
-                        Ok(number) if open.remove(&number) => answered.push(number),
-                        Ok(_) => {}
-                        // The other end is back: it may have missed anything.
-                        Err(_) => to_send = open.iter().copied().collect(),
+                    let number = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
+                    if open.remove(&number) {
+                        answered.push(number);
+                        resend_at = Instant::now() + RESEND_AFTER;
                     }
                 }
             },
+            () = tokio::time::sleep_until(resend_at) => {
+                unasked.extend(std::mem::take(&mut open));
+                resend_at = Instant::now() + RESEND_AFTER;
+            }
         }
     }
     asker.close().await;
     answered
 }
 
-/// Answers every request, and says so when it comes back.
+/// Answers every request.
 async fn answer_all(mut answerer: Subject) {
     let mut publishing = tokio::task::JoinSet::new();
-    loop {
-        let payload = match answerer.event().await {
-            Some(LinkEvent::Up) => "back".into(),
-            Some(LinkEvent::Message(message)) => message.payload,
-            Some(LinkEvent::Down(_)) => continue,
-            None => return,
-        };
-        let link = answerer.link.clone();
-        // An answer that fails is asked for again.
-        publishing.spawn(async move {
-            let _ = link.publish(outgoing("answer", payload.to_vec())).await;
-        });
+    while let Some(event) = answerer.event().await {
+        if let LinkEvent::Message(message) = event {
+            let link = answerer.link.clone();
+            // An answer that fails is asked for again.
+            publishing.spawn(async move {
+                let _ = link.publish(outgoing("answer", message.payload)).await;
+            });
+        }
         while publishing.try_join_next().is_some() {}
     }
 }
@@ -100,9 +93,9 @@ async fn requests_survive_a_broker_that_dies_again_and_again() {
         broker.restart();
         observer.wait_up().await;
     }
-    let mut answered = asking.await.unwrap();
-    answered.sort_unstable();
-    assert_eq!(answered, (0..2000).collect::<Vec<_>>());
+    let mut numbers = asking.await.unwrap();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..2000).collect::<Vec<_>>());
     cancel.cancel();
     answering.await.unwrap();
 }

@@ -89,7 +89,7 @@ async fn upload(
     key: Bytes,
     progress: tokio::sync::watch::Sender<usize>,
 ) -> usize {
-    let manifest = chunk::manifest(context(), Duration::from_secs(60), &key, 1).unwrap();
+    let manifest = chunk::manifest(context(), Duration::from_mins(1), &key, 1).unwrap();
     let mut sender = ChunkSender::new(key, manifest).unwrap();
     let mut publishing: JoinSet<(u64, bool)> = JoinSet::new();
     let mut opens = JoinSet::new();

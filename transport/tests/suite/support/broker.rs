@@ -17,13 +17,13 @@ const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 
 /// How the broker is to be.
 #[derive(Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// Largest packet it takes and announces.
-    pub max_packet_size: Option<usize>,
+    pub(crate) max_packet_size: Option<usize>,
 }
 
 /// A broker that ends with the test.
-pub struct Broker {
+pub(crate) struct Broker {
     directory: TempDir,
     authority: Authority,
     tls_port: u16,
@@ -32,11 +32,11 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&Options::default())
     }
 
-    pub fn start_with(options: &Options) -> Self {
+    pub(crate) fn start_with(options: &Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let server = authority.issue("broker", &["localhost", "127.0.0.1"]);
@@ -70,7 +70,7 @@ impl Broker {
     }
 
     /// Starts it again, with nothing kept of its former life.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         let mut process = Command::new(MOSQUITTO)
             .arg("-c")
@@ -94,7 +94,7 @@ impl Broker {
     }
 
     /// Ends it without good-bye.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -102,30 +102,30 @@ impl Broker {
     }
 
     /// Halts it: connections stay open and nothing happens on them.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         let id = self.process.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
     }
 
-    pub fn authority(&self) -> &Authority {
+    pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
 
     /// The listener with mutual TLS, for a client with this common name.
-    pub fn endpoint(&self, common_name: &str) -> Endpoint {
+    pub(crate) fn endpoint(&self, common_name: &str) -> Endpoint {
         self.endpoint_with(&self.authority.issue(common_name, &[]))
     }
 
-    pub fn endpoint_with(&self, credentials: &Credentials) -> Endpoint {
+    pub(crate) fn endpoint_with(&self, credentials: &Credentials) -> Endpoint {
         self.tls_endpoint("localhost", self.authority.client(credentials))
     }
 
-    pub fn tls_endpoint(&self, host: &str, tls: Arc<rustls::ClientConfig>) -> Endpoint {
+    pub(crate) fn tls_endpoint(&self, host: &str, tls: Arc<rustls::ClientConfig>) -> Endpoint {
         Endpoint { host: host.to_owned(), port: self.tls_port, tls: Some(tls) }
     }
 
     /// The listener without TLS and without access rules.
-    pub fn plain_endpoint(&self) -> Endpoint {
+    pub(crate) fn plain_endpoint(&self) -> Endpoint {
         Endpoint { host: "127.0.0.1".to_owned(), port: self.plain_port, tls: None }
     }
 }
@@ -154,6 +154,6 @@ fn write(directory: &Path, name: &str, text: &str) {
 }
 
 /// A port nobody listens on. Somebody else may take it before we do; then the test says so.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -3,24 +3,24 @@
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
 
-pub fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     "acme.robot-1".parse().unwrap()
 }
 
-pub fn session() -> SessionId {
+pub(crate) fn session() -> SessionId {
     "018f4d2a-7c00-7abc-8def-0123456789ab".parse().unwrap()
 }
 
-pub fn worker() -> WorkerId {
+pub(crate) fn worker() -> WorkerId {
     "worker-1".parse().unwrap()
 }
 
-pub fn context() -> ContextId {
+pub(crate) fn context() -> ContextId {
     ContextId(Digest::of(b"context"))
 }
 
 /// Claims that a frame of this kind must have.
-pub fn claims(kind: FrameKind) -> Claims {
+pub(crate) fn claims(kind: FrameKind) -> Claims {
     let concerns_robot = kind != FrameKind::Models;
     Claims {
         identity: concerns_robot.then(identity),
@@ -33,6 +33,6 @@ pub fn claims(kind: FrameKind) -> Claims {
     }
 }
 
-pub fn frame(kind: FrameKind, body: impl Into<Vec<u8>>) -> Frame {
+pub(crate) fn frame(kind: FrameKind, body: impl Into<Vec<u8>>) -> Frame {
     Frame { kind, claims: claims(kind), body: body.into() }
 }

@@ -1,0 +1,100 @@
+//! The table at the end.
+
+use std::fmt::Write as _;
+
+use super::play::{Job, Part};
+use super::statistics::{grouped, percent, readable};
+use super::summary::{READINGS, Summary};
+
+/// The figures of a run as text.
+#[must_use]
+pub fn text(summary: &Summary) -> String {
+    let s = summary;
+    let bytes = &s.bytes;
+    let mut rows = vec![
+        ("jobs", format!("{}, one at a time, model \"{}\"", s.jobs, s.model)),
+        ("encrypted = plaintext model", format!("{} of {}", s.agree, s.jobs)),
+        (
+            "accuracy against the labels",
+            format!(
+                "{} ({} of {}); the model was trained on these very trials",
+                percent(s.right, s.jobs),
+                s.right,
+                s.jobs
+            ),
+        ),
+        ("  on trials it never saw", format!("{}, by cross-validation", s.cross_validated)),
+        (
+            "up per job",
+            format!(
+                "{} B ciphertext, {} B with frame",
+                grouped(bytes.ciphertext_up),
+                grouped(bytes.frame_up)
+            ),
+        ),
+        (
+            "down per job",
+            format!(
+                "{} B ciphertext, {} B with frame",
+                grouped(bytes.ciphertext_down),
+                grouped(bytes.frame_down)
+            ),
+        ),
+        (
+            "  the readings in plaintext",
+            format!("{} B ({READINGS} numbers of 64 bits)", grouped(bytes.plain)),
+        ),
+        (
+            "  the readings, naive encoding",
+            format!(
+                "{} B ({READINGS} CompressedFheInt16 of {} B)",
+                grouped(s.naive_window()),
+                grouped(s.naive_reading)
+            ),
+        ),
+        (
+            "  the features, naive encoding",
+            format!("{} B ({} CompressedFheInt16)", grouped(s.naive_features()), s.features),
+        ),
+        (
+            "evaluation key, per session",
+            format!(
+                "{} B, generated in {}, uploaded and registered in {}",
+                grouped(s.opening.key_bytes),
+                readable(s.opening.generation),
+                readable(s.opening.upload)
+            ),
+        ),
+    ];
+    let latency = |part| format!("{:>8}  {:>8}", s.percentile(part, 50), s.percentile(part, 99));
+    rows.push(("latency", format!("{:>8}  {:>8}", "p50", "p99")));
+    rows.push(("  last sample to decision", latency(Part::Total)));
+    rows.push(("  = encrypt on the robot", latency(Part::Encrypt)));
+    rows.push(("  + uplink, brokers, queue", latency(Part::Uplink)));
+    rows.push(("  + compute on ciphertext", latency(Part::Compute)));
+    rows.push(("  + decrypt on the robot", latency(Part::Decrypt)));
+    let mut text = String::new();
+    for (name, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<31} {value}");
+    }
+    if s.jobs < 100 {
+        let _ = writeln!(text, "  Of fewer than 100 jobs, p99 is the slowest one.");
+    }
+    text
+}
+
+/// The jobs in which encrypted and plaintext model decide differently, one a line.
+#[must_use]
+pub fn disagreements(jobs: &[Job]) -> String {
+    let mut text = String::new();
+    for job in jobs.iter().filter(|job| !job.agrees()) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  {} (job {}): encrypted {}, plaintext {}, label {}",
+            job.grasp.name, job.answer.job, job.answer.label, job.clear, job.truth
+        );
+    }
+    text
+}

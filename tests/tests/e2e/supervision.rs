@@ -1,0 +1,115 @@
+//! What systemd and an operator see: READY, status, a quick end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use moai_tests::World;
+use moai_tests::onboard::SLOW;
+use moai_tests::process::{Launch, STEP, binary};
+use tokio::net::UnixDatagram;
+
+use crate::stage::{ARM, QUICK, numbers, start, trials};
+
+const EX_UNAVAILABLE: i32 = 69;
+
+/// Systemd's end of the notification socket (`sd_notify(3)`).
+struct Systemd(UnixDatagram);
+
+impl Systemd {
+    /// Receives until a notification contains `wanted`; returns all up to it.
+    async fn told(&self, wanted: &str) -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        let receive = async {
+            loop {
+                let mut buffer = vec![0; 4096];
+                let length = self.0.recv(&mut buffer).await?;
+                buffer.truncate(length);
+                told.push(String::from_utf8(buffer)?);
+                if told.last().is_some_and(|last| last.contains(wanted)) {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        let received = tokio::time::timeout(SLOW, receive).await;
+        received.with_context(|| format!("no {wanted} after {told:?}"))??;
+        Ok(told)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_is_told_ready_only_after_both_links_are_up() -> Result<()> {
+    let stage = start(World::builder().agent_stopped().proxied()).await?;
+    let proxy = stage.proxy.as_ref().context("a proxy was asked for")?;
+    let socket = stage.directory().join("notify");
+    let systemd = Systemd(UnixDatagram::bind(&socket)?);
+    proxy.close_to_new(true);
+    let agent = Launch::new("agent", &binary("moai-agent")?, stage.directory())
+        .args(["--config".as_ref(), stage.robot.agent.config_file().as_os_str()])
+        .args(["run"])
+        .env("NOTIFY_SOCKET", &socket)
+        .spawn()?;
+
+    let health = stage.robot.onboard.health("degraded").await?;
+    assert!(health["reasons"][0].as_str().is_some_and(|why| why.starts_with("uplink: ")));
+    let without_uplink = systemd.told("STATUS=uplink: ").await?;
+    assert!(!without_uplink.concat().contains("READY=1"), "{without_uplink:?}");
+    proxy.close_to_new(false);
+    let until_ready = systemd.told("READY=1").await?;
+    assert!(!until_ready.concat().contains("STOPPING=1"), "{until_ready:?}");
+    stage.robot.onboard.health("up").await?;
+
+    let ended = agent.terminate(STEP).await?;
+    assert!(ended.success(), "{}", agent.log().tail());
+    systemd.told("STOPPING=1").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_the_task_to_people_and_to_programs() -> Result<()> {
+    let mut stage = start(World::builder()).await?;
+    let session = stage.open_arm().await?;
+    stage.submit(&trials()?[0]).await?;
+    stage.robot.onboard.result(ARM).await?;
+
+    let text = stage.robot.agent.command(&["status"]).await?.success()?;
+    for line in ["acme.robot-1", "up", "arm: active with force-alarm"] {
+        assert!(text.contains(line), "{line} is not in:\n{}", text.text());
+    }
+    let json = stage.robot.agent.command(&["status", "--json"]).await?.success()?;
+    let status: serde_json::Value = serde_json::from_str(&json.text())?;
+    let task = &status["tasks"][ARM];
+    assert_eq!(task["state"], "active");
+    assert_eq!(task["model"], QUICK);
+    assert_eq!(task["session"], session);
+    assert_eq!(task["answered"], 1);
+
+    stage.robot.agent.stop().await?;
+    let nobody = stage.robot.agent.command(&["status"]).await?;
+    assert_eq!(nobody.status.code(), Some(EX_UNAVAILABLE), "{}", nobody.log.tail());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_agent_in_5_seconds_and_the_job_under_way_is_answered_later() -> Result<()>
+{
+    let mut stage = start(World::builder()).await?;
+    stage.watch_uplink().await?;
+    let session = stage.open_arm().await?;
+    stage.compute.process()?.freeze()?;
+    stage.submit(&trials()?[0]).await?;
+    stage.job_under_way().await?;
+
+    let asked = Instant::now();
+    let ended = stage.robot.agent.process()?.terminate(STEP).await?;
+    let took = asked.elapsed();
+    assert!(ended.success(), "{}", stage.robot.agent.process()?.log().tail());
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    stage.robot.onboard.health("down").await?;
+
+    stage.compute.process()?.thaw()?;
+    stage.robot.start_agent().await?;
+    assert_eq!(stage.active_session().await?, session);
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
+    assert_eq!(numbers(&stage.close_arm().await?), [1]);
+    Ok(())
+}
