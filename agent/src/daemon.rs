@@ -103,9 +103,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancelled().await;
     tracing::info!("stopping: inputs end, answers under way are awaited");
     notify(&[NotifyState::Stopping]);
-    if tokio::time::timeout(TASKS_PATIENCE, tasks).await.is_err() {
-        tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
-    }
+    // A link ends when nobody reads its events any more, and it still has last words to say.
+    let onboard_events = match tokio::time::timeout(TASKS_PATIENCE, tasks).await {
+        Ok(events) => Some(events.context("the tasks failed")?),
+        Err(_) => {
+            tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
+            None
+        }
+    };
     presence.abort();
     health.await.context("the health watch failed")?;
     let goodbye = robot_state(&config, false);
@@ -116,6 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let _ = tokio::time::timeout(LINK_CLOSE_PATIENCE, last_words).await;
     links.cancel();
+    drop(onboard_events);
     let closed = async {
         uplink_link.closed().await;
         onboard_link.closed().await;

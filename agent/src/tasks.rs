@@ -87,8 +87,9 @@ impl Tasks {
         sender
     }
 
-    /// Serves the onboard link until it ends or the agent stops; returns when every task is over.
-    pub async fn run(mut self, mut events: mpsc::Receiver<LinkEvent>) {
+    /// Serves the onboard link until it ends or the agent stops; returns when every task is over,
+    /// with the link's events, which keep the link alive.
+    pub async fn run(mut self, mut events: mpsc::Receiver<LinkEvent>) -> mpsc::Receiver<LinkEvent> {
         let stop = self.services.stop.clone();
         loop {
             tokio::select! {
@@ -118,11 +119,14 @@ impl Tasks {
         // While tasks finish, their answers still need to know whether the link is up.
         loop {
             tokio::select! {
-                () = self.actors.wait() => return,
+                () = self.actors.wait() => return events,
                 Some(event) = events.recv() => if let LinkEvent::Up = event {
                     self.link_state.send_replace(LinkState::Up);
                 },
-                else => return self.actors.wait().await,
+                else => {
+                    self.actors.wait().await;
+                    return events;
+                }
             }
         }
     }

@@ -103,10 +103,10 @@ fn add_values(run: &mut Run, count: usize, [ours, single, packed]: [&Series; 3])
         let sizes = Figure::new(SECTION, format!("bytes/value, {count} values"), bytes(ours), "B")
             .against(what, bytes(baseline), fewer, "times fewer");
         let rates = Figure::new(SECTION, format!("values/s, {count} values"), rate(ours), "/s")
-            .against(what, rate(baseline), faster, "times more");
+            .against(what, rate(baseline), faster, "times as many");
         if has_goal {
             run.add(sizes.goal("≥ 50 times fewer", fewer >= 50.0));
-            run.add(rates.goal("≥ 100 times more", faster >= 100.0));
+            run.add(rates.goal("≥ 100 times as many", faster >= 100.0));
         } else {
             run.add(sizes);
             run.add(rates);
@@ -160,7 +160,7 @@ fn window(run: &mut Run, client: &ClientKey, public: &CompactPublicKey) -> Resul
         ));
         run.add(
             Figure::new(SECTION, "one window: features, encryption", ours.cpu() * 1e6, "µs")
-                .against(what, baseline.cpu() * 1e6, baseline.cpu_over(&ours), "times faster"),
+                .against(what, baseline.cpu() * 1e6, baseline.cpu_over(&ours), "times as fast"),
         );
     }
     run.note(SECTION, "one window is 90 readings of 16 bits; ours computes 24 features of it and sends their levels, not the readings");

@@ -99,7 +99,7 @@ fn add_evaluations(run: &mut Run, one: &Series, two: &Series) {
         "1 thread",
         one.wall() * 1e3,
         one.wall_over(two),
-        "times faster",
+        "times as fast",
     ));
 }
 

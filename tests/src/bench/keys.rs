@@ -66,7 +66,7 @@ pub fn run(run: &mut Run) -> Result<()> {
             "CompressedServerKey",
             tfhe.wall() * 1e3,
             tfhe.wall_over(series),
-            "times faster",
+            "times as fast",
         ));
     }
     run.add(Figure::new(SECTION, "manifest (digests)", hashing.wall() * 1e3, "ms"));
@@ -87,7 +87,7 @@ pub fn run(run: &mut Run) -> Result<()> {
             "1 thread",
             unpack_on_one.wall() * 1e3,
             unpack_on_one.wall_over(&unpack_on_two),
-            "times faster",
+            "times as fast",
         ),
     );
     run.note(SECTION, "CompressedServerKey: tfhe's default parameters without a key for random bits, serialised; times by the clock");

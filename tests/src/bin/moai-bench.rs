@@ -1,6 +1,8 @@
 //! `moai-bench`: what the project's parts cost, against stated baselines, as a table and JSON.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 
 use clap::{Parser, ValueEnum as _};
 use moai_tests::bench::{self, Options, Section};
@@ -21,12 +23,18 @@ struct Cli {
     json: Option<PathBuf>,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let Cli { mut sections, quick, json } = Cli::parse();
+    let (variable, value) = moai_tpm::TSS_LOG_ENVIRONMENT;
+    if std::env::var_os(variable).is_none() {
+        // The environment is set where a process is started, so it is started again.
+        let mut again = Command::new(std::env::current_exe()?);
+        return Err(again.args(std::env::args_os().skip(1)).env(variable, value).exec().into());
+    }
     if sections.is_empty() {
         sections = Section::value_variants().to_vec();
     }
     let json = json.unwrap_or_else(|| moai_tests::repository().join("target/bench/bench.json"));
-    bench::run(Options { sections, quick, json }).await
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(bench::run(Options { sections, quick, json }))
 }

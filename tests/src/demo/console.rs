@@ -67,7 +67,8 @@ impl Progress {
     #[must_use]
     pub fn new(total: usize) -> Self {
         let bar = ProgressBar::new(total as u64);
-        let bar = moving(bar, "  {bar:40} {pos}/{len}  {msg}  {eta} left");
+        let bar = moving(bar, "  {bar:40} {pos}/{len}  {msg}  about {eta} left");
+        bar.set_message("waiting for the first decision");
         bar.enable_steady_tick(Duration::from_millis(200));
         Self { bar, total, plain: !std::io::stderr().is_terminal() }
     }

@@ -45,7 +45,7 @@ enum End {
 /// Runs the demo as the command line says.
 ///
 /// Exit codes: 0 every decision agrees, 1 some do not, 2 something failed or the command line is
-/// wrong, 130 and 143 ended by SIGINT and SIGTERM.
+/// wrong, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
 pub async fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options).await {
@@ -75,11 +75,11 @@ async fn run(options: &Options) -> Result<End> {
     let wanted = if options.all { grasps.len() } else { options.trials.into() };
     let grasps = selection::stratified(&grasps, wanted);
     println!(
-        "A robot asks a model on a server about {} recorded grasps: {}? It encrypts, the server\n\
-         computes on ciphertext, it decrypts. Every part is a real process on this machine and is\n\
-         stopped at the end.\n",
+        "A robot asks a model on a server about {} recorded grasps: {}?\n\
+         The robot encrypts, the server computes on ciphertext, the robot decrypts. Every part is\n\
+         a real process on this machine, and all of them are stopped at the end.\n",
         grasps.len(),
-        model.card().labels().join(" or ")
+        alternatives(model.card().labels())
     );
     let scratch = site::scratch(options.keep)?;
     let directory = options.keep.then(|| scratch.path().to_owned());
@@ -158,6 +158,14 @@ pub fn model(question: Question) -> Result<Model> {
     Model::from_json(&json).with_context(|| format!("{} is no model", path.display()))
 }
 
+/// `a, b or c`.
+fn alternatives(labels: &[String]) -> String {
+    match labels {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => labels.join(", "),
+    }
+}
+
 /// `demo/report.html` in cargo's target directory.
 fn report_path() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR")
@@ -165,21 +173,26 @@ fn report_path() -> PathBuf {
     target.join("demo/report.html")
 }
 
-/// Ctrl-C and SIGTERM. From its creation on, neither ends the process by itself.
+/// Ctrl-C, a closed terminal and SIGTERM. From its creation on, none ends the process by itself.
 struct Interrupts {
     interrupt: Signal,
+    hangup: Signal,
     terminate: Signal,
 }
 
 impl Interrupts {
     fn new() -> Result<Self> {
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
             _ = self.terminate.recv() => SignalKind::terminate(),
         }
     }

@@ -13,7 +13,12 @@ use clap::{Parser, ValueEnum};
 #[command(name = "moai-demo", bin_name = "cargo xtask demo --", version)]
 pub struct Options {
     /// How many recorded grasps to play, drawn evenly from every class
-    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 40,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub trials: u16,
 
     /// Play all 251 recorded grasps

@@ -37,11 +37,16 @@ pub struct Answer {
 /// Where the time of a job went, in microseconds, as the agent measured it.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Timing {
-    encrypt_us: u64,
-    uplink_us: u64,
-    compute_us: u64,
-    decrypt_us: u64,
-    total_us: u64,
+    #[serde(rename = "encrypt_us")]
+    encrypt: u64,
+    #[serde(rename = "uplink_us")]
+    uplink: u64,
+    #[serde(rename = "compute_us")]
+    compute: u64,
+    #[serde(rename = "decrypt_us")]
+    decrypt: u64,
+    #[serde(rename = "total_us")]
+    total: u64,
 }
 
 /// Bytes of one job.
@@ -97,11 +102,11 @@ impl Timing {
     #[must_use]
     pub fn of(&self, part: Part) -> Duration {
         Duration::from_micros(match part {
-            Part::Encrypt => self.encrypt_us,
-            Part::Uplink => self.uplink_us,
-            Part::Compute => self.compute_us,
-            Part::Decrypt => self.decrypt_us,
-            Part::Total => self.total_us,
+            Part::Encrypt => self.encrypt,
+            Part::Uplink => self.uplink,
+            Part::Compute => self.compute,
+            Part::Decrypt => self.decrypt,
+            Part::Total => self.total,
         })
     }
 }
@@ -213,9 +218,35 @@ fn truth(model: &Model, grasp: &Grasp) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::demo::{model, options::Question, selection};
+
+    /// The first recording, a normal one, with these decisions.
+    pub(crate) fn example(encrypted: &str, clear: &str) -> Job {
+        let answer = json!({
+            "job": 1,
+            "session": "0193",
+            "label": encrypted,
+            "timing": {
+                "encrypt_us": 100, "uplink_us": 2_000, "compute_us": 900_000, "decrypt_us": 20,
+                "total_us": 902_120,
+            },
+            "bytes": {
+                "ciphertext_up": 55, "ciphertext_down": 4_134, "frame_up": 187,
+                "frame_down": 4_272, "plain": 720,
+            },
+        });
+        Job {
+            grasp: selection::load().unwrap().remove(0),
+            truth: "normal".to_owned(),
+            clear: clear.to_owned(),
+            answer: serde_json::from_value(answer).unwrap(),
+            ciphertext: vec![0xab; 55],
+        }
+    }
 
     /// Both models were trained on these trials, so the plaintext decisions are the labels.
     #[test]

@@ -14,7 +14,7 @@ use moai_transport::message::Manifest;
 use tempfile::TempDir;
 
 use super::console::Steps;
-use super::statistics::grouped;
+use super::statistics::megabytes;
 use crate::broker::{Acl, Broker, OPERATOR, SERVER};
 use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
@@ -75,9 +75,9 @@ impl Site {
     /// # Errors
     /// A process does not come up; the error names the step and shows the process's log.
     pub async fn start(scratch: TempDir, steps: &mut Steps) -> Result<Self> {
-        let root = scratch.path().canonicalize()?;
+        let directory = scratch.path().canonicalize()?;
         let (pki, broker) = steps
-            .run("uplink broker", uplink(&root), |(_, broker)| {
+            .run("uplink broker", uplink(&directory), |(_, broker)| {
                 format!(
                     "mosquitto, mutual TLS, certificates made for this run{}",
                     pid(broker.process())
@@ -85,12 +85,12 @@ impl Site {
             })
             .await?;
         let (operator, compute) = steps
-            .run("moai-server", server(&root, &pki, &broker), |(_, compute)| {
+            .run("moai-server", server(&directory, &pki, &broker), |(_, compute)| {
                 format!("compute server, has no decryption key{}", pid(compute.process()))
             })
             .await?;
         let mut robot = steps
-            .run("robot's TPM and onboard broker", robot(&root, &pki, &broker), |robot| {
+            .run("robot's TPM and onboard broker", robot(&directory, &pki, &broker), |robot| {
                 let (tpm, broker) = (pid(robot.tpm.process()), pid(robot.broker.process()));
                 format!("swtpm{tpm}, mosquitto{broker}")
             })
@@ -125,17 +125,16 @@ impl Site {
             Ok(Manifest::decode(&frame.body, u64::MAX)?)
         });
         let manifest = steps
-            .run("session keys generated", manifest, |_| {
+            .run("generate session keys", manifest, |_| {
                 "from the unsealed root secret, on the robot".to_owned()
             })
             .await?;
         let generation = started.elapsed();
         let active = self.unless_ended(self.robot.onboard.state(TASK, "active"));
         steps
-            .run("evaluation key uploaded", active, |_| {
-                let megabytes = grouped(manifest.key_len / 100_000);
-                let (whole, tenth) = megabytes.split_at(megabytes.len() - 1);
-                format!("{whole}.{tenth} MB, checked and registered by the server")
+            .run("upload evaluation key", active, |_| {
+                let size = megabytes(manifest.key_len);
+                format!("{size}, checked and registered by the server")
             })
             .await?;
         let upload = started.elapsed().saturating_sub(generation);
@@ -170,14 +169,14 @@ impl Site {
     }
 }
 
-async fn uplink(root: &Path) -> Result<(Pki, Broker)> {
-    let pki = Pki::new(&root.join("pki"))?;
+async fn uplink(directory: &Path) -> Result<(Pki, Broker)> {
+    let pki = Pki::new(&directory.join("pki"))?;
     let acl = Acl { robots: vec![IDENTITY.to_owned()], ..Acl::default() };
-    let broker = Broker::uplink(&root.join("uplink"), &pki, &acl, false).await?;
+    let broker = Broker::uplink(&directory.join("uplink"), &pki, &acl, false).await?;
     Ok((pki, broker))
 }
 
-async fn server(root: &Path, pki: &Pki, broker: &Broker) -> Result<(Client, Compute)> {
+async fn server(directory: &Path, pki: &Pki, broker: &Broker) -> Result<(Client, Compute)> {
     let operator = Client::connect(Address {
         port: broker.port(),
         credentials: Some(pki.client(OPERATOR)?),
@@ -187,7 +186,7 @@ async fn server(root: &Path, pki: &Pki, broker: &Broker) -> Result<(Client, Comp
     operator.subscribe(WORKER_STATUS).await?;
     let models = crate::repository().join("server/models");
     let mut compute = Compute::new(
-        &root.join("server"),
+        &directory.join("server"),
         broker.port(),
         &pki.client(SERVER)?,
         &models,
@@ -197,10 +196,10 @@ async fn server(root: &Path, pki: &Pki, broker: &Broker) -> Result<(Client, Comp
     Ok((operator, compute))
 }
 
-async fn robot(root: &Path, pki: &Pki, broker: &Broker) -> Result<Robot> {
+async fn robot(directory: &Path, pki: &Pki, broker: &Broker) -> Result<Robot> {
     Robot::build(Blueprint {
         identity: IDENTITY.to_owned(),
-        directory: root.join(IDENTITY),
+        directory: directory.join(IDENTITY),
         uplink_port: broker.port(),
         credentials: pki.client(IDENTITY)?,
         agent_toml: vec![LOG.to_owned()],

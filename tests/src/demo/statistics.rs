@@ -65,6 +65,13 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// Bytes in megabytes (10⁶ bytes), with one decimal.
+#[must_use]
+pub fn megabytes(bytes: u64) -> String {
+    let tenths = (bytes + 50_000) / 100_000;
+    format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
 /// `part` of `whole` in per cent, with one decimal.
 #[must_use]
 pub fn percent(part: usize, whole: usize) -> String {
@@ -112,6 +119,7 @@ mod tests {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
         }
+        assert_eq!(megabytes(22_593_601), "22.6 MB");
         assert_eq!(percent(40, 40), "100.0 %");
         assert_eq!(percent(2, 3), "66.7 %");
         assert_eq!(percent(0, 0), "0.0 %");

@@ -23,7 +23,7 @@ pub fn text(summary: &Summary) -> String {
                 s.jobs
             ),
         ),
-        ("  on trials it never saw", format!("{}, by cross-validation", s.cross_validated)),
+        ("  by cross-validation", s.cross_validated.clone()),
         (
             "up per job",
             format!(
@@ -97,4 +97,17 @@ pub fn disagreements(jobs: &[Job]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::play::tests::example;
+
+    #[test]
+    fn only_disagreements_are_listed() {
+        let jobs = [example("normal", "normal"), example("collision", "normal")];
+        let expected = "  lp1:1 (job 1): encrypted collision, plaintext normal, label normal\n";
+        assert_eq!(disagreements(&jobs), expected);
+    }
 }

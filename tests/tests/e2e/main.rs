@@ -6,6 +6,7 @@ mod configuration;
 mod expiry;
 mod main_job;
 mod malformed;
+mod models;
 mod outages;
 mod refusals;
 mod restarts;

@@ -91,6 +91,7 @@ async fn answers_that_are_lost_with_a_cut_are_fetched_again() -> Result<()> {
     stage.submit(&trials()?[0]).await?;
     stage.operator.wait_for("moai/v1/down/+/+/result", "result", SLOW, |_| true).await?;
     proxy.cut();
+    stage.robot.agent.process()?.wait_for_line("uplink is down", SLOW).await?;
     proxy.release(Direction::Down);
     assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
     assert_eq!(numbers(&stage.close_arm().await?), [1]);

@@ -139,6 +139,7 @@ fn another_worker_begins_from_what_it_has() {
     assert_eq!(sender.worker(), Some(&other_worker()));
     assert_eq!(sender.progress(), (0, 5));
     assert_eq!(sender.next(now).unwrap().index, 0);
+    assert_eq!(sender.next(now).unwrap().index, 1, "it went to a worker that is gone");
 }
 
 #[test]
@@ -278,7 +279,8 @@ struct Network {
     receiver: ChunkReceiver,
     workers: u32,
     now: Instant,
-    published: Vec<(u64, Bytes)>,
+    /// With the worker each is addressed to.
+    published: Vec<(u64, Bytes, WorkerId)>,
     arriving: Vec<(u64, Bytes)>,
     haves: Vec<Have>,
     /// Per chunk: the nonce under which it was last sent, if nothing has shown since that it is
@@ -308,12 +310,21 @@ impl Network {
             let nonce = self.sender.manifest().nonce;
             let earlier = self.sent_under[usize::try_from(part.index).unwrap()].replace(nonce);
             assert_eq!(earlier, None, "chunk {} is sent again and is not missing", part.index);
-            self.published.push((part.index, part.bytes));
+            let worker = self.sender.worker().unwrap().clone();
+            self.published.push((part.index, part.bytes, worker));
         }
     }
 
     fn take<T>(from: &mut Vec<T>, index: proptest::sample::Index) -> Option<T> {
         (!from.is_empty()).then(|| from.swap_remove(index.index(from.len())))
+    }
+
+    /// The broker takes a chunk, which reaches nobody if its worker is gone.
+    fn ack(&mut self, (index, bytes, worker): (u64, Bytes, WorkerId)) {
+        self.sender.on_acked(index, self.now);
+        if worker == self.worker() {
+            self.arriving.push((index, bytes));
+        }
     }
 
     fn arrive(&mut self, index: u64, bytes: &[u8]) {
@@ -336,18 +347,17 @@ impl Network {
         match step {
             Step::Send => self.send(),
             Step::Ack(index) => {
-                if let Some((index, bytes)) = Self::take(&mut self.published, index) {
-                    self.sender.on_acked(index, self.now);
-                    self.arriving.push((index, bytes));
+                if let Some(published) = Self::take(&mut self.published, index) {
+                    self.ack(published);
                 }
             }
             Step::AckAndLose(index) => {
-                if let Some((index, _)) = Self::take(&mut self.published, index) {
+                if let Some((index, ..)) = Self::take(&mut self.published, index) {
                     self.sender.on_acked(index, self.now);
                 }
             }
             Step::Fail(index) => {
-                if let Some((index, _)) = Self::take(&mut self.published, index) {
+                if let Some((index, ..)) = Self::take(&mut self.published, index) {
                     self.sender.on_failed(index);
                     self.sent_under[usize::try_from(index).unwrap()] = None;
                 }
@@ -391,9 +401,8 @@ impl Network {
                 self.send();
                 let published = std::mem::take(&mut self.published);
                 let is_quiet = published.is_empty() && self.arriving.is_empty();
-                for (index, bytes) in published {
-                    self.sender.on_acked(index, self.now);
-                    self.arriving.push((index, bytes));
+                for published in published {
+                    self.ack(published);
                 }
                 for (index, bytes) in std::mem::take(&mut self.arriving) {
                     self.arrive(index, &bytes);

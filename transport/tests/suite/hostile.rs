@@ -149,6 +149,24 @@ async fn messages_are_acknowledged_in_order_and_not_before_the_consumer_has_room
 }
 
 #[tokio::test]
+async fn what_had_arrived_is_told_before_the_end_of_its_connection() {
+    let (listener, config) = listener().await;
+    let mut robot = Subject::spawn(config);
+    let mut stream = accept(&listener).await;
+    stream.write_all(CONNACK).await.unwrap();
+    grant(&mut stream, 1).await;
+    robot.expect_up().await;
+    for id in 1..=40 {
+        stream.write_all(&[0x32, 6, 0, 1, b'a', 0, id, 0]).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+    for _ in 1..=40 {
+        robot.expect_message().await;
+    }
+    assert!(matches!(robot.expect_down().await, LinkError::Broken(_)));
+}
+
+#[tokio::test]
 async fn a_publication_nobody_acknowledges_brings_the_link_down() {
     let (listener, config) = listener().await;
     let keep_alive = Duration::from_secs(5);
