@@ -104,13 +104,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping: inputs end, answers under way are awaited");
     notify(&[NotifyState::Stopping]);
     // A link ends when nobody reads its events any more, and it still has last words to say.
-    let onboard_events = match tokio::time::timeout(TASKS_PATIENCE, tasks).await {
-        Ok(events) => Some(events.context("the tasks failed")?),
-        Err(_) => {
-            tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
-            None
-        }
-    };
+    let onboard_events = tokio::time::timeout(TASKS_PATIENCE, tasks).await;
+    if onboard_events.is_err() {
+        tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
+    }
     presence.abort();
     health.await.context("the health watch failed")?;
     let goodbye = robot_state(&config, false);

@@ -8,7 +8,9 @@
 //! - an accepted job ends in one answer or one refusal on the onboard API.
 
 mod actor;
+
 mod jobs;
+
 mod registration;
 
 use std::sync::Arc;

@@ -43,8 +43,17 @@ pub fn run(run: &mut Run) -> Result<()> {
     add_growth(run, &by_count);
     run.step("encrypting a window");
     window(run, &client, &public)?;
-    run.note(SECTION, "value: ours is a level of 4 bits, CompressedFheInt16's and the compact list's a number of 16 bits; values/s are per CPU second");
-    run.note(SECTION, "ours and CompressedFheInt16 encrypt with the secret key, the compact list with a public key, which costs it time");
+    run.note(
+        SECTION,
+        "value: ours is a level of 4 bits, CompressedFheInt16's and the compact list's a \
+         number of 16 bits; values/s are per CPU second",
+    );
+    run.note(
+        SECTION,
+        "ours and CompressedFheInt16 encrypt with the secret key, the compact list with a \
+         public key, which costs it time; ours serves a lookup per value and no other \
+         arithmetic",
+    );
     Ok(())
 }
 
@@ -163,7 +172,11 @@ fn window(run: &mut Run, client: &ClientKey, public: &CompactPublicKey) -> Resul
                 .against(what, baseline.cpu() * 1e6, baseline.cpu_over(&ours), "times as fast"),
         );
     }
-    run.note(SECTION, "one window is 90 readings of 16 bits; ours computes 24 features of it and sends their levels, not the readings");
+    run.note(
+        SECTION,
+        "one window is 90 readings of 16 bits; ours computes 24 features of it and sends \
+         their levels, not the readings",
+    );
     Ok(())
 }
 

@@ -76,7 +76,13 @@ pub async fn run(run: &mut Run) -> Result<()> {
     run.add(Figure::new(SECTION, "task opened: keys, upload, unpacking", opening, "s"));
     add_evaluations(run, &one, &two);
     add_bytes(run, &answers)?;
-    run.note(SECTION, format!("{count} recorded windows one after the other, p99 of {count}; answer: from a window's last sample to the decrypted label"));
+    run.note(
+        SECTION,
+        format!(
+            "{count} recorded windows one after the other, p99 of {count}; answer: from a \
+         window's last sample to the decrypted label"
+        ),
+    );
     Ok(())
 }
 

@@ -90,6 +90,10 @@ pub fn run(run: &mut Run) -> Result<()> {
             "times as fast",
         ),
     );
-    run.note(SECTION, "CompressedServerKey: tfhe's default parameters without a key for random bits, serialised; times by the clock");
+    run.note(
+        SECTION,
+        "CompressedServerKey: tfhe's default parameters without a key for random bits, \
+         serialised; times by the clock",
+    );
     Ok(())
 }

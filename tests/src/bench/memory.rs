@@ -53,7 +53,11 @@ pub async fn run(run: &mut Run) -> Result<()> {
         let [_, _, _, Memory { peak_kib, .. }] = moments;
         run.add(Figure::new(SECTION, format!("{name}, peak"), mebibytes(peak_kib), "MiB"));
     }
-    run.note(SECTION, "resident set (VmRSS) and its peak (VmHWM), executable and libraries included; one session at a time");
+    run.note(
+        SECTION,
+        "resident set (VmRSS) and its peak (VmHWM), executable and libraries included; one \
+         session at a time",
+    );
     world.stop().await
 }
 

@@ -123,7 +123,12 @@ fn path(run: &mut Run) -> Result<Path> {
         share,
         "% of it",
     ));
-    run.note(SECTION, "CPU time in this process, without the brokers, the links and the zeroizing allocator of the agent; what the whole path takes beyond the sum of its parts are caches and branch predictors that a part by itself finds warm");
+    run.note(
+        SECTION,
+        "CPU time in this process, without the brokers, the links and the zeroizing allocator \
+         of the agent; what the whole path takes beyond the sum of its parts is presumably \
+         what the parts do to each other's caches",
+    );
     Ok(Path { encrypt, whole })
 }
 
@@ -214,6 +219,10 @@ async fn spool(run: &mut Run) -> Result<()> {
         Figure::new(SECTION, "spool append, 64 jobs at a time, each", millis(&shared), "ms")
             .against("one alone", millis(&alone), alone.wall_over(&shared), "times as fast"),
     );
-    run.note(SECTION, "the spool is measured by the clock: it waits for the disk, and jobs that wait together share one flush");
+    run.note(
+        SECTION,
+        "the spool is measured by the clock: it waits for the disk, and jobs that wait \
+         together share one flush",
+    );
     Ok(())
 }

@@ -173,6 +173,10 @@ impl fmt::Display for Report {
         let Conditions { quick, profile, processor, processors, load } = &self.conditions;
         writeln!(f, "{processor}, {processors} processors, load {load} before the run")?;
         writeln!(f, "{profile}")?;
+        writeln!(
+            f,
+            "medians; a ratio is the median of the ratios of rounds in which both took turns"
+        )?;
         if *quick {
             writeln!(f, "quick run: few repetitions, take the figures as a hint")?;
         }

@@ -76,11 +76,16 @@ pub async fn run(run: &mut Run) -> Result<()> {
     }
     run.add(figure("unseal, connected", &warm));
     run.add(figure("seal, connected", &seal));
-    run.note(SECTION, if tools {
-        "ours salts the session to the storage root key and encrypts the secret on the bus: so do five commands of tpm2-tools in a row, while one alone sends it in the clear; their times include starting processes"
-    } else {
-        "tpm2-tools is not installed, so there is nothing to compare with"
-    });
+    run.note(
+        SECTION,
+        if tools {
+            "ours salts the session to the storage root key and encrypts the secret on the bus: \
+         so do five commands of tpm2-tools in a row, while one alone sends it in the clear; \
+         their times include starting processes"
+        } else {
+            "tpm2-tools is not installed, so there is nothing to compare with"
+        },
+    );
     tpm.power_off().await
 }
 

@@ -104,7 +104,13 @@ pub async fn run(run: &mut Run) -> Result<()> {
         "% of it",
     ));
     let window = MAX_WINDOW / 1024;
-    run.note(SECTION, format!("from open to registered: frames, digests, at most {window} KiB ahead of the broker; the baseline only counts bytes"));
+    run.note(
+        SECTION,
+        format!(
+            "from open to registered: frames, digests, at most {window} KiB ahead of the broker; \
+         the baseline only counts bytes"
+        ),
+    );
     drop((robot, server, plain));
     broker.stop().await
 }

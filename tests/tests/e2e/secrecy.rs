@@ -149,10 +149,9 @@ async fn the_search_finds_what_is_planted() -> Result<()> {
     let records = vault_records(&stage.robot, &root)?;
     let scanner = scanner(&root, &records)?;
     let seed = records.first().context("the live session is in the vault")?.seed.expose();
-    let text = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let plants = [
         ("root secret", root.expose().to_vec()),
-        ("root secret", text(root.expose()).into_bytes()),
+        ("root secret", hex::encode(root.expose()).into_bytes()),
         ("session seed", [b"seed=".as_slice(), seed].concat()),
         ("sample", serde_json::to_vec(&window(INTEGERS))?),
         ("value as text", serde_json::to_vec(&FRACTIONS)?),

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use anyhow::{Context, Result};
 use moai_fhe::{Model, Window};
 use moai_tests::World;
-use moai_tests::mqtt::{Client, matches};
+use moai_tests::mqtt::{Client, Message, matches};
 use moai_tests::process::STEP;
 use moai_tests::recordings::{self, CHANNELS, SAMPLES, Trial};
 use moai_tests::world::Builder;
@@ -72,7 +72,8 @@ impl Stage {
         self.robot.onboard.close(ARM).await?;
         self.robot.onboard.state(ARM, "ended").await?;
         let history = self.robot.onboard.client.history();
-        history.iter().filter(|m| m.topic == "moai/task/arm/result").map(|m| m.json()).collect()
+        let results = history.iter().filter(|message| message.topic == "moai/task/arm/result");
+        results.map(Message::json).collect()
     }
 
     /// Lets the operator see all that goes up to the server, from now on.
@@ -118,7 +119,8 @@ pub(crate) struct PlaintextModel(Model);
 impl PlaintextModel {
     pub(crate) fn load(id: &str) -> Result<Self> {
         let path = moai_tests::repository().join("server/models").join(id).with_extension("json");
-        let json = std::fs::read(&path).with_context(|| format!("cannot read {path:?}"))?;
+        let json =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Self(Model::from_json(&json)?))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - its poll is never dropped halfway while the connection lives, because it would lose packets;
+//! - everything it read is told, also what came right before the end of the connection;
 //! - a panic of its parser ends the connection, not the link;
 //! - when [`Pump::stop`] returns, the socket is closed.
 
@@ -27,6 +28,12 @@ impl Pump {
             loop {
                 let polled = event_loop.poll().await;
                 let is_end = polled.is_err();
+                if is_end {
+                    // What it read in the turn in which the connection ended, it would keep.
+                    for event in event_loop.state.events.drain(..) {
+                        let _ = sender.send(Ok(event)).await;
+                    }
+                }
                 if sender.send(polled).await.is_err() || is_end {
                     return;
                 }

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod chunks;
 #[cfg(test)]
+mod document;
+#[cfg(test)]
 mod frames;
 #[cfg(test)]
 mod hostile;

@@ -12,6 +12,8 @@ const LEFT: f64 = 190.0;
 const RIGHT: f64 = 830.0;
 const TOP: f64 = 34.0;
 const ROW: f64 = 52.0;
+/// More dots than this in a row cover each other.
+const CROWD: usize = 60;
 
 /// One row per part: a dot per job, p50 and p99.
 #[must_use]
@@ -21,6 +23,7 @@ pub(super) fn chart(summary: &Summary) -> String {
     let low = all().fold(f64::INFINITY, f64::min).floor();
     let high = all().fold(f64::NEG_INFINITY, f64::max).ceil().max(low + 1.0);
     let x = |time: Duration| LEFT + (exponent(time) - low) / (high - low) * (RIGHT - LEFT);
+    let dot = if summary.jobs > CROWD { "dot faint" } else { "dot" };
     let bottom = TOP + ROW * number(parts.len());
     let mut svg = Svg::new(WIDTH, bottom + 26.0, "Latency of every job, part by part");
     for (power, label) in DECADES {
@@ -39,7 +42,7 @@ pub(super) fn chart(summary: &Summary) -> String {
         for (index, time) in times.values().iter().enumerate() {
             // Neighbours in time are apart in height, the same way on every run.
             let jitter = number(index * 7 % 13) / 12.0 - 0.5;
-            svg.dot("dot", (x(*time), middle + jitter * 22.0), &readable(*time));
+            svg.dot(dot, (x(*time), middle + jitter * 22.0), &readable(*time));
         }
         for (percent, class, column) in [(50, "mark", RIGHT + 100.0), (99, "tail", WIDTH - 10.0)] {
             if let Some(time) = times.percentile(percent) {

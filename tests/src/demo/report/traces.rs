@@ -32,7 +32,7 @@ pub(super) fn html(jobs: &[Job], labels: &[String]) -> String {
     let mut html = String::from("<div class=\"traces\">");
     for job in chosen {
         let agreement = if job.agrees() {
-            "<span class=\"good\">✓ as the plaintext model</span>".to_owned()
+            "<span class=\"good\">✓ same in plaintext</span>".to_owned()
         } else {
             format!("<span class=\"bad\">plaintext model: {}</span>", escape(&job.clear))
         };

@@ -39,7 +39,7 @@ impl Broker {
     pub(crate) fn start_with(options: &Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::new();
-        let server = authority.issue("broker", &["localhost", "127.0.0.1"]);
+        let server = authority.issue("broker", &["localhost"]);
         let (tls_port, plain_port) = (free_port(), free_port());
         let path = |name: &str| directory.path().join(name).display().to_string();
         write(directory.path(), "ca.pem", &authority.pem());
@@ -136,17 +136,18 @@ impl Drop for Broker {
     }
 }
 
-/// The access rules that docs/protocol.md gives, for a server called `server`.
-const ACL: &str = "\
+/// The access rules that docs/protocol.md gives.
+pub(crate) const ACL: &str = "\
 pattern write moai/v1/up/%u/#
 pattern read moai/v1/down/%u/#
 pattern read moai/v1/workers/+/status
-pattern read moai/v1/models/+
 user server
 topic read moai/v1/up/#
 topic write moai/v1/down/#
 topic write moai/v1/workers/#
 topic write moai/v1/models/#
+user acme.robot-1
+topic read moai/v1/models/acme
 ";
 
 fn write(directory: &Path, name: &str, text: &str) {

@@ -1,5 +1,8 @@
 //! The one owner task of a session: it turns events into frames, answers and an end.
 
+mod ending;
+mod outcome;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +16,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use self::outcome::refusal_code;
 use super::jobs::{Jobs, MAX_WAITING, Made};
 use super::registration::{Next, Registration};
-use super::{EndReason, Input, Reports, STOP_PATIENCE, SessionReport, SessionRequest, StartError};
-use crate::onboard::{Answer, Bytes, Refusal, Timing, micros};
+use super::{EndReason, Input, Reports, SessionReport, SessionRequest, StartError};
+use crate::onboard::Refusal;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
 use crate::spool::SpooledJob;
@@ -351,89 +355,6 @@ impl Actor {
         }
     }
 
-    fn answer(
-        &mut self,
-        number: JobNumber,
-        body: &[u8],
-        compute: Option<Duration>,
-        frame_len: usize,
-    ) {
-        let Some(job) = self.jobs.remove(number) else {
-            tracing::debug!(session = %self.record.id, %number, "result of no waiting job dropped");
-            return;
-        };
-        let start = Instant::now();
-        let card = &self.record.facts.card;
-        let label = self.engine.decrypt(card, body).map(|scores| card.label(&scores).to_owned());
-        let decrypt = start.elapsed();
-        let session = self.record.id.to_string();
-        let outcome = label.map_err(|error| {
-            let message = format!("the server's answer is not usable: {error}");
-            Refusal {
-                code: "bad_result",
-                message,
-                job: Some(number.0),
-                session: Some(session.clone()),
-            }
-        });
-        let total = job.made.map(|made| made.at.elapsed());
-        let parts =
-            job.made.zip(compute).zip(total).map(|((made, compute), total)| {
-                total.saturating_sub(made.encrypt + compute + decrypt)
-            });
-        let outcome = outcome.map(|label| Answer {
-            job: number.0,
-            session,
-            model: self.model.to_string(),
-            label,
-            timing: Timing {
-                encrypt_us: job.made.map(|made| micros(made.encrypt)),
-                uplink_us: parts.map(micros),
-                compute_us: compute.map(micros),
-                decrypt_us: micros(decrypt),
-                total_us: total.map(micros),
-            },
-            bytes: Bytes {
-                ciphertext_up: job.body.len(),
-                ciphertext_down: body.len(),
-                frame_up: job.frame_len,
-                frame_down: frame_len,
-                plain: job.plain_len,
-            },
-        });
-        self.release(number, outcome);
-    }
-
-    /// Publishes a job's outcome, then drops the job from the spool: in this order, so that a
-    /// crash in between repeats an outcome (with the same number) and never loses one.
-    fn release(&mut self, number: JobNumber, outcome: Result<Answer, Refusal>) {
-        let services = Arc::clone(&self.services);
-        let (task, session) = (self.record.facts.task.clone(), self.record.id.clone());
-        self.releases.spawn(async move {
-            let taken = match &outcome {
-                Ok(answer) => services.onboard.answer(&task, answer).await,
-                Err(refusal) => services.onboard.refuse(&task, refusal).await,
-            };
-            if !taken {
-                return;
-            }
-            services.board.update(&task, |status| match outcome {
-                Ok(_) => status.answered += 1,
-                Err(_) => status.refused += 1,
-            });
-            if let Err(error) = services.spool.remove(&session, number).await {
-                tracing::error!(%session, %number, %error, "an ended job stays in the spool");
-            }
-        });
-    }
-
-    async fn refuse(&self, number: Option<JobNumber>, code: &'static str, message: String) {
-        let session = Some(self.record.id.to_string());
-        let refusal = Refusal { code, message, job: number.map(|number| number.0), session };
-        self.services.onboard.refuse(&self.record.facts.task, &refusal).await;
-        self.services.board.update(&self.record.facts.task, |status| status.refused += 1);
-    }
-
     async fn error(&mut self, number: Option<JobNumber>, error: ErrorBody) {
         tracing::warn!(session = %self.record.id, ?number, code = ?error.code, "the server refuses");
         match (error.code, number) {
@@ -480,63 +401,5 @@ impl Actor {
                 tracing::debug!(session = %self.record.id, %error, "open not sent yet");
             }
         }
-    }
-
-    // Ends.
-
-    /// The agent stops: answers that come soon are still released, the rest waits in the spool.
-    async fn suspend(mut self, mut events: mpsc::Receiver<SessionEvent>) {
-        let deadline = tokio::time::sleep(STOP_PATIENCE);
-        tokio::pin!(deadline);
-        while !(self.jobs.is_empty() && self.releases.is_empty()) {
-            self.drive();
-            tokio::select! {
-                () = &mut deadline => break,
-                Some(event) = events.recv() => self.event(event).await,
-                Some(Ok(done)) = self.work.join_next() => self.done(done).await,
-                Some(_) = self.releases.join_next() => {}
-            }
-        }
-        tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
-    }
-
-    async fn end(mut self, reason: EndReason) {
-        let releases = std::mem::take(&mut self.releases).join_all();
-        if tokio::time::timeout(STOP_PATIENCE, releases).await.is_err() {
-            tracing::warn!(session = %self.record.id, "answers did not reach the onboard broker");
-        }
-        for number in self.jobs.take_all() {
-            let message = format!("the job was not answered: {}", reason.text());
-            self.refuse(Some(number), "session_ended", message).await;
-        }
-        let id = self.record.id.clone();
-        if let Some(worker) = self.registration.worker().cloned() {
-            let (frame, _) = self.frame(FrameKind::Delete, 0, Vec::new());
-            let topic = self.to_worker(worker, "delete");
-            let sent = self.services.uplink.send(&topic, &frame, BUSY_PAUSE * 60);
-            if !matches!(tokio::time::timeout(BUSY_PAUSE, sent).await, Ok(Ok(_))) {
-                tracing::warn!(session = %id, "the server was not told; it forgets the keys at expiry");
-            }
-        }
-        self.services.uplink.unsubscribe(id.clone()).await;
-        if let Err(error) = self.services.spool.forget(&id).await {
-            tracing::error!(session = %id, %error, "jobs of an ended session stay in the spool");
-        }
-        if let Err(error) = self.services.erase_record(id.clone()).await {
-            tracing::error!(session = %id, %error, "the record of an ended session stays");
-        }
-        tracing::info!(session = %id, reason = reason.text(), "session ended");
-        self.report(SessionReport::Ended(reason)).await;
-    }
-}
-
-/// A server's refusal in the onboard API's words.
-fn refusal_code(code: ErrorCode) -> &'static str {
-    match code {
-        ErrorCode::UnknownModel => "unknown_model",
-        ErrorCode::MalformedCiphertext => "malformed_ciphertext",
-        ErrorCode::TooLarge => "too_large",
-        ErrorCode::IdentityMismatch => "identity_mismatch",
-        _ => "server_refused",
     }
 }

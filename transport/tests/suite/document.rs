@@ -1,0 +1,107 @@
+//! docs/protocol.md says what the code does.
+
+use moai_transport::frame::{Claims, Frame, FrameKind, MAX_FRAME_LEN, VERSION};
+use moai_transport::ids::{ContextId, Digest};
+use moai_transport::message::{
+    ErrorCode, MAX_CHUNK_LEN, MAX_CHUNKS, MAX_ERROR_MESSAGE_LEN, MAX_STATUS_LEN,
+};
+use moai_transport::topic::Topic;
+
+use crate::support::broker::ACL;
+use crate::support::values::{frame, identity, session};
+
+const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
+
+/// The lines of the first code block of this language.
+fn block(language: &str) -> &'static str {
+    let (_, rest) = DOCUMENT.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// The cells of each table row that begins with a cell of this form.
+fn rows(is_first: impl Fn(&str) -> bool) -> Vec<Vec<&'static str>> {
+    let cells = |line: &'static str| -> Vec<_> {
+        line.trim_matches('|').split('|').map(str::trim).collect()
+    };
+    let tables = DOCUMENT.lines().filter(|line| line.starts_with('|')).map(cells);
+    tables.filter(|row| is_first(row[0])).collect()
+}
+
+#[test]
+fn the_example_is_what_the_code_writes() {
+    let claims = Claims {
+        identity: Some(identity()),
+        session: Some(session()),
+        number: 1,
+        model: Some("grasp".parse().unwrap()),
+        context: Some(ContextId(Digest::of(b"context"))),
+        expires_at: 1_800_000_000,
+        compute_micros: None,
+    };
+    let job = Frame { claims, ..frame(FrameKind::Job, b"ciphertext".as_slice()) };
+    let without_comments = block("hex").lines().filter_map(|line| line.split('#').next());
+    let text: String = without_comments.flat_map(str::split_whitespace).collect();
+    let bytes = job.encode().unwrap();
+    assert_eq!(text, hex::encode(&bytes));
+    assert_eq!(Frame::decode(&bytes).unwrap(), job);
+}
+
+#[test]
+fn the_table_of_kinds_is_the_codes() {
+    let table: Vec<_> = rows(|first| first.parse::<u8>().is_ok())
+        .into_iter()
+        .filter(|row| row.len() == 5)
+        .map(|row| row[..4].join(" "))
+        .collect();
+    let code = FrameKind::ALL.map(|kind| {
+        format!("{} {kind:?} {} {}", kind as u8, kind.max_header_len(), kind.max_body_len())
+    });
+    assert_eq!(table, code);
+    assert_eq!((VERSION, MAX_FRAME_LEN), (1, 1 << 20));
+}
+
+#[test]
+fn the_table_of_topics_is_the_codes() {
+    let table = rows(|first| first.starts_with("`moai/v1/"));
+    assert_eq!(table.len(), 10);
+    for row in table {
+        let text = row[0]
+            .trim_matches('`')
+            .replace("{tenant}", "acme")
+            .replace("{robot}", "robot-1")
+            .replace("{worker}", "w1")
+            .replace("{session}", &session().to_string());
+        let topic: Topic = text.parse().unwrap();
+        let kind = topic.kind().map_or("JSON".to_owned(), |kind| format!("{kind:?}"));
+        assert_eq!(kind, row[1], "{text}");
+    }
+}
+
+#[test]
+fn the_table_of_error_codes_is_the_codes() {
+    let table = rows(|first| serde_json::from_str::<ErrorCode>(&first.replace('`', "\"")).is_ok());
+    let transient: Vec<_> =
+        table.iter().filter(|row| row[2] == "tries again later").map(|row| row[0]).collect();
+    assert_eq!(table.len(), 9);
+    assert_eq!(transient, ["`busy`", "`internal`"]);
+    for row in table {
+        let code: ErrorCode = serde_json::from_str(&row[0].replace('`', "\"")).unwrap();
+        assert_eq!(code.is_transient(), row[2] == "tries again later", "{code:?}");
+    }
+}
+
+#[test]
+fn its_access_rules_are_those_the_tests_ran_with() {
+    assert_eq!(block("acl"), ACL);
+}
+
+#[test]
+fn its_limits_are_the_codes() {
+    let row = |key: &str| rows(|first| first == key).concat().join(" ");
+    assert!(row("`chunk_len`").contains(&format!("1 to {MAX_CHUNK_LEN}")));
+    assert!(row("`chunk_digests`").contains(&format!("at most {MAX_CHUNKS}")));
+    assert!(row("`bitmap`").contains(&format!("at most {}", MAX_CHUNKS.div_ceil(8))));
+    assert!(row("`message`").contains(&format!("at most {MAX_ERROR_MESSAGE_LEN}")));
+    assert!(DOCUMENT.contains("at most 1,024 bytes"));
+    assert_eq!(MAX_STATUS_LEN, 1024);
+}
