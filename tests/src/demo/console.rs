@@ -49,7 +49,7 @@ impl Steps {
         let outcome = work.await.with_context(|| format!("step {number} failed: {name}"))?;
         let time = readable(started.elapsed());
         spinner.finish_and_clear();
-        println!("  {number}  {name:<34} {time:>8}   {}", detail(&outcome));
+        println!("  {number}  {name:<30} {time:>8}   {}", detail(&outcome));
         Ok(outcome)
     }
 }
@@ -67,7 +67,7 @@ impl Progress {
     #[must_use]
     pub fn new(total: usize) -> Self {
         let bar = ProgressBar::new(total as u64);
-        let bar = moving(bar, "  {bar:40} {pos}/{len}  {msg}  about {eta} left");
+        let bar = moving(bar, "  {bar:24} {pos}/{len}  {msg}  about {eta} left");
         bar.set_message("waiting for the first decision");
         bar.enable_steady_tick(Duration::from_millis(200));
         Self { bar, total, plain: !std::io::stderr().is_terminal() }

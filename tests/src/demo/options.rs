@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Clone, Parser)]
 #[command(name = "moai-demo", bin_name = "cargo xtask demo --", version)]
 pub struct Options {
-    /// How many recorded grasps to play, drawn evenly from every class
+    /// How many recorded grasps to play, from every class in proportion
     #[arg(
         long,
         value_name = "N",

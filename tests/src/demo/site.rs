@@ -78,10 +78,7 @@ impl Site {
         let directory = scratch.path().canonicalize()?;
         let (pki, broker) = steps
             .run("uplink broker", uplink(&directory), |(_, broker)| {
-                format!(
-                    "mosquitto, mutual TLS, certificates made for this run{}",
-                    pid(broker.process())
-                )
+                format!("mosquitto with mutual TLS{}", pid(broker.process()))
             })
             .await?;
         let (operator, compute) = steps

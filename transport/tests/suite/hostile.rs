@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Subject, config, outgoing, subscribing};
+use crate::support::{PATIENCE, Subject, config, outgoing, subscribing};
 
 const CONNACK: &[u8] = &[0x20, 3, 0, 0, 0];
 
@@ -187,7 +187,9 @@ async fn a_publication_nobody_acknowledges_brings_the_link_down() {
             }
         }
     });
-    assert_eq!(robot.link.publish(outgoing("b", "x")).await, Err(PublishError::Down));
+    let publication = robot.link.publish(outgoing("b", "x"));
+    let outcome = tokio::time::timeout(PATIENCE, publication).await.expect("it waits for ever");
+    assert_eq!(outcome, Err(PublishError::Down));
     let error = robot.expect_down().await;
     let LinkError::Stalled(reason) = error else { panic!("{error:?}") };
     assert!(reason.contains("not acknowledged"), "{reason}");
