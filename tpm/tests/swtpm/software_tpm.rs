@@ -19,9 +19,12 @@ use tss_esapi::{Context, tcti_ldr::TctiNameConf};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ports below the range from which the kernel takes ports of outgoing connections.
+/// Ports below the range from which the kernel takes ports of outgoing connections, and apart from
+/// those of the end-to-end tests.
 const FIRST_PORT: u16 = 10_000;
-const PORTS: u16 = 20_000;
+const PORTS: u16 = 10_000;
+/// Test processes that run side by side have neighbouring ids: they begin this far apart.
+const PORTS_PER_PROCESS: u16 = 16;
 
 /// Held from choosing ports to listening on them.
 static STARTING: Mutex<()> = Mutex::new(());
@@ -35,7 +38,9 @@ pub(crate) struct SoftwareTpm {
 /// Two adjacent free ports, the first of which is returned.
 pub(crate) fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let offset = u16::try_from(std::process::id() % u32::from(PORTS)).expect("below u16::MAX");
+    let places = u32::from(PORTS / PORTS_PER_PROCESS);
+    let place = u16::try_from(std::process::id() % places).expect("below u16::MAX");
+    let offset = place * PORTS_PER_PROCESS;
     for _ in 0..PORTS {
         let step = NEXT.fetch_add(2, Ordering::Relaxed);
         let port = FIRST_PORT + (offset + step % PORTS) % PORTS;
