@@ -373,12 +373,12 @@ impl Actor {
                     self.release(number, Err(refusal));
                 }
             }
+            // Not about the session's opening, and about no job: somebody else's frame, if anybody's.
+            (_, None) if self.registration.registered_worker().is_some() => {}
             (code, None) if code.is_transient() => {
                 let why = format!("the server is busy: {}", error.message);
                 self.report(SessionReport::Opening(Some(why))).await;
             }
-            // Not about the session's opening, and about no job: somebody else's frame, if anybody's.
-            (_, None) if self.registration.registered_worker().is_some() => {}
             (_, None) => {
                 let why = format!("the server refused the session: {}", error.message);
                 self.drain(EndReason::Failed(why)).await;
