@@ -117,7 +117,7 @@ impl Conditions {
         Self {
             quick,
             profile: if cfg!(debug_assertions) {
-                "dev profile: dependencies and moai-fhe at opt-level 3, our other crates at 1"
+                "dev profile: what is measured is at opt-level 3 (dependencies, moai-fhe, moai-agent, moai-transport), the rest at 1"
             } else {
                 "release profile"
             },
