@@ -34,6 +34,13 @@ pub enum Command {
     Close,
 }
 
+/// Whether a message may be taken that the broker had retained. An `open` may: it stands until it is
+/// taken back. Everything else was meant for its moment, and would come again with every connection.
+#[must_use]
+pub fn may_be_retained(topic: &str) -> bool {
+    topic.ends_with("/open")
+}
+
 /// The payload of `open`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -365,6 +372,13 @@ mod tests {
         let (_, command) = parse("moai", "moai/task/t/input", b"{\"values\":[\"-3617\"]}").unwrap();
         let Err(refusal) = command else { panic!("taken") };
         assert!(!refusal.message.contains("3617"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn only_an_open_may_have_been_retained() {
+        assert!(may_be_retained("moai/task/arm/open"));
+        assert!(!may_be_retained("moai/task/arm/input"));
+        assert!(!may_be_retained("moai/task/arm/close"));
     }
 
     #[test]

@@ -105,6 +105,11 @@ impl Tasks {
                         tracing::warn!(%reason, fatal, "onboard link is down");
                         self.link_state.send_replace(LinkState::Down { reason, fatal });
                     }
+                    Some(LinkEvent::Message(message))
+                        if message.retained && !onboard::may_be_retained(&message.topic) =>
+                    {
+                        tracing::warn!(topic = %message.topic, "retained message ignored");
+                    }
                     Some(LinkEvent::Message(message)) => {
                         let parsed = onboard::parse(&self.prefix, &message.topic, &message.payload);
                         if let Some((task, command)) = parsed {
