@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use moai_tpm::{Advice, Options, RootSecret, SealedRoot, Tpm, TpmError};
+use zeroize::Zeroizing;
 
 use crate::config::TpmConfig;
 use crate::secrets::OsEntropy;
@@ -74,11 +75,11 @@ pub fn provision(tpm: &Tpm, config: &TpmConfig, state: &Path) -> Result<PathBuf,
         return Err(CustodyError::AlreadyProvisioned { path });
     }
     // Both sources are mixed, so the secret is good while either is.
-    let mut bytes: [u8; 32] = OsEntropy::bytes()?;
+    let mut bytes = Zeroizing::new(OsEntropy::bytes::<32>()?);
     for (byte, other) in bytes.iter_mut().zip(tpm.random()?.iter()) {
         *byte ^= other;
     }
-    let root = RootSecret::from_bytes(bytes);
+    let root = RootSecret::from_bytes(*bytes);
     let sealed = tpm.seal(&root, &config.pcrs)?;
     sealed.save(&path).map_err(|source| CustodyError::Blob { path: path.clone(), source })?;
     Ok(path)

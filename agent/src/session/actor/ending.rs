@@ -4,12 +4,23 @@ use moai_transport::frame::FrameKind;
 use tokio::sync::mpsc;
 
 use super::{Actor, BUSY_PAUSE};
-use crate::session::{EndReason, STOP_PATIENCE, SessionReport};
+use crate::session::{EndReason, STOP_PATIENCE, SessionReport, SessionRequest};
 use crate::uplink::SessionEvent;
 
 impl Actor {
     /// The agent stops: answers that come soon are still released, the rest waits in the spool.
-    pub(super) async fn suspend(mut self, mut events: mpsc::Receiver<SessionEvent>) {
+    pub(super) async fn suspend(
+        mut self,
+        mut events: mpsc::Receiver<SessionEvent>,
+        mut requests: mpsc::Receiver<SessionRequest>,
+    ) {
+        // What was handed over goes into the spool, from where the next start takes it.
+        requests.close();
+        while let Ok(request) = requests.try_recv() {
+            if let SessionRequest::Submit(input) = request {
+                self.submit(input).await;
+            }
+        }
         let deadline = tokio::time::sleep(STOP_PATIENCE);
         tokio::pin!(deadline);
         while !(self.jobs.is_empty() && self.releases.is_empty()) {
@@ -24,10 +35,21 @@ impl Actor {
         tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
     }
 
-    pub(super) async fn end(mut self, reason: EndReason) {
+    pub(super) async fn end(
+        mut self,
+        reason: EndReason,
+        mut requests: mpsc::Receiver<SessionRequest>,
+    ) {
         let releases = std::mem::take(&mut self.releases).join_all();
         if tokio::time::timeout(STOP_PATIENCE, releases).await.is_err() {
             tracing::warn!(session = %self.record.id, "answers did not reach the onboard broker");
+        }
+        requests.close();
+        while let Ok(request) = requests.try_recv() {
+            if let SessionRequest::Submit(_) = request {
+                let message = format!("the window was not encrypted: {}", reason.text());
+                self.refuse(None, "session_ended", message).await;
+            }
         }
         for number in self.jobs.take_all() {
             let message = format!("the job was not answered: {}", reason.text());

@@ -108,10 +108,10 @@ impl Actor {
             self.drive();
             self.show();
             if let Some(reason) = self.over() {
-                return self.end(reason).await;
+                return self.end(reason, requests).await;
             }
             tokio::select! {
-                () = stop.cancelled() => return self.suspend(events).await,
+                () = stop.cancelled() => return self.suspend(events, requests).await,
                 Some(event) = events.recv() => self.event(event).await,
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
                 Some(_) = self.releases.join_next() => {}
