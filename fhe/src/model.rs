@@ -140,6 +140,15 @@ impl Model {
                 )?;
             }
         }
+        // An accumulator of zeros stays the trivial ciphertext that no client accepts.
+        let is_live = |score: usize| {
+            self.tables.iter().filter_map(|table| table.get(score)).flatten().any(|e| *e != 0)
+        };
+        require(
+            (0..card.score_count()).all(is_live),
+            "tables",
+            "must have an entry other than 0 for every score",
+        )?;
         match card.kind() {
             ModelKind::Lookup => {
                 require(self.bias.len() == card.score_count(), "bias", "must be one per score")

@@ -9,13 +9,16 @@ fn tables(
     scores: std::ops::RangeInclusive<usize>,
     entries: std::ops::RangeInclusive<i32>,
 ) -> impl Strategy<Value = (u8, Vec<Vec<Vec<i32>>>)> {
-    (prop::sample::select(vec![2_u8, 4, 8, 16]), 2..=4_usize, scores).prop_flat_map(
-        move |(levels, features, scores)| {
+    (prop::sample::select(vec![2_u8, 4, 8, 16]), 2..=4_usize, scores)
+        .prop_flat_map(move |(levels, features, scores)| {
             let row = prop::collection::vec(entries.clone(), usize::from(levels));
             let table = prop::collection::vec(row, scores);
             (Just(levels), prop::collection::vec(table, features))
-        },
-    )
+        })
+        .prop_filter("a score without an entry other than 0", |(_, tables)| {
+            let scores = 0..tables[0].len();
+            scores.into_iter().all(|score| tables.iter().any(|t| t[score].iter().any(|e| *e != 0)))
+        })
 }
 
 /// A lookup model and levels for it.

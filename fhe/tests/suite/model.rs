@@ -64,6 +64,7 @@ fn a_threshold_model_has_two_labels_and_tables_of_bits() {
     assert!(parse(&threshold(std::slice::from_ref(&limit), &[])).is_ok());
     assert_eq!(refused_field(&threshold(&[vec![vec![0, 2]]], &[])), "tables");
     assert_eq!(refused_field(&threshold(std::slice::from_ref(&limit), &[0])), "bias");
+    assert_eq!(refused_field(&threshold(&[vec![vec![0, 0]]], &[])), "tables", "never alarms");
     assert_eq!(refused_field(&threshold(&[vec![vec![0, 1], vec![0, 1]]], &[])), "labels");
     assert_eq!(refused_field(&threshold(&vec![limit; 16], &[])), "features");
 }
@@ -93,7 +94,9 @@ fn unknown_fields_and_broken_json_are_refused() {
 #[test]
 fn a_model_that_would_err_too_often_is_refused() {
     let fits = |features: usize, entry: i32| {
-        parse(&model_json("lookup", 2, &vec![vec![vec![0, entry]]; features], &[0]))
+        let mut tables = vec![vec![vec![0, entry]]; features];
+        tables[0] = vec![vec![0, 1]];
+        parse(&model_json("lookup", 2, &tables, &[0]))
     };
     assert!(fits(40, 1).is_ok());
     assert!(fits(100, 0).is_ok(), "narrow scores leave room for more bootstraps");

@@ -96,7 +96,7 @@ fn inputs_of_wrong_kind_shape_or_length_are_refused() {
 
 #[test]
 fn levels_of_another_model_are_refused() {
-    let (small, large) = (small(), model("lookup", 16, &vec![vec![vec![0; 16]]; 2], &[0]));
+    let (small, large) = (small(), model("lookup", 16, &vec![vec![vec![1; 16]]; 2], &[0]));
     let foreign = levels(&large, &[15, 15]);
     let refused = Err(EngineError::Model(ModelError::LevelsMismatch { features: 1, levels: 4 }));
     assert_eq!(engine().encrypt(small.card(), &foreign, &mut Counter(0)), refused);
