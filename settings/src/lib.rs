@@ -215,13 +215,35 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// A text that may be absent, parsed by its type.
+    pub fn maybe<T: FromStr>(&mut self, key: &'static str) -> Option<Option<T>>
+    where
+        T::Err: fmt::Display,
+    {
+        if self.has(key) { self.text(key, None).map(Some) } else { Some(None) }
+    }
+
+    /// Whether the key is there; from then on it counts as known.
+    pub fn has(&mut self, key: &'static str) -> bool {
+        self.known.push(key);
+        self.entries.contains_key(key)
+    }
+
     /// A list of texts that must be there, each parsed by its type.
     pub fn required_list<T: FromStr>(&mut self, key: &'static str) -> Option<Vec<T>>
     where
         T::Err: fmt::Display,
     {
+        if self.has(key) { self.list(key) } else { self.missing(key) }
+    }
+
+    /// A list of texts, each parsed by its type; absent means empty.
+    pub fn list<T: FromStr>(&mut self, key: &'static str) -> Option<Vec<T>>
+    where
+        T::Err: fmt::Display,
+    {
         let array = match self.take(key) {
-            None => return self.missing(key),
+            None => return Some(Vec::new()),
             Some((_, DeValue::Array(array))) => array,
             Some((offset, _)) => return self.wrong(offset, key, "must be a list of texts"),
         };
@@ -339,6 +361,7 @@ impl<'t> Section<'t> {
             let path = self.path(key);
             let mut known = self.known.clone();
             known.sort_unstable();
+            known.dedup();
             let message = format!("`{path}` is unknown here; known keys: {}", known.join(", "));
             self.problems.note(*offset, message);
         }
@@ -386,6 +409,18 @@ mod tests {
     fn syntax_errors_name_their_line() {
         let message = read_all("host = 'a'\nport = \n").unwrap_err().to_string();
         assert!(message.starts_with("test.toml:2:"), "{message}");
+    }
+
+    #[test]
+    fn what_may_be_absent_is_known_and_checked_all_the_same() {
+        let build = |root: &mut Section<'_>| root.maybe::<u8>("n").zip(root.list::<u8>("l"));
+        let path = Path::new("t");
+        assert_eq!(read(path, "", build).unwrap(), (None, vec![]));
+        assert_eq!(read(path, "n = '7'\nl = ['1', '2']", build).unwrap(), (Some(7), vec![1, 2]));
+        let message = read(path, "n = 'x'\nl = ['y']\nm = 1", build).unwrap_err().to_string();
+        for expected in ["t:1: `n` is not", "t:2: `l` is not", "known keys: l, n"] {
+            assert!(message.contains(expected), "{expected} is not in:\n{message}");
+        }
     }
 
     #[test]
