@@ -4,12 +4,16 @@
 //! - a [`Config`] is complete and consistent: it only exists if the whole file was understood;
 //! - it holds paths to secrets, never a secret.
 
+mod custody;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moai_settings::{Section, SettingsError};
 use moai_tpm::{PcrSelection, Tcti};
 use moai_transport::ids::Identity;
+
+pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
 
 use crate::ttl::{Lifetimes, MAX_LIFETIME};
 
@@ -21,11 +25,15 @@ pub const DEFAULT_PATH: &str = "/etc/moai-agent/agent.toml";
 pub struct Config {
     /// `tenant.robot`, the CN of the robot's certificate.
     pub identity: Identity,
+    /// Permits what must not be on a robot in the field: the custodian `env` and a software key.
+    pub development: bool,
     /// Holds the sealed root secret, the vault and the spool.
     pub state_directory: PathBuf,
     /// Unix socket that `moai-agent status` asks.
     pub control_socket: PathBuf,
-    /// The TPM that keeps the root secret.
+    /// What keeps the root secret.
+    pub custody: CustodyConfig,
+    /// The TPM of custodian `tpm` and of the identity key.
     pub tpm: TpmConfig,
     /// The robot's own broker.
     pub onboard: OnboardConfig,
@@ -38,7 +46,7 @@ pub struct Config {
 }
 
 /// `[tpm]`
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TpmConfig {
     /// How the TPM is reached.
     pub tcti: Tcti,
@@ -46,6 +54,10 @@ pub struct TpmConfig {
     pub pcrs: PcrSelection,
     /// How long one TPM command may take before the agent gives up on it.
     pub deadline: Duration,
+    /// PEM file with the fleet's policy key: boot states it signed unseal without resealing.
+    pub policy_key: Option<PathBuf>,
+    /// Directory of signed policies.
+    pub policies: PathBuf,
 }
 
 /// `[onboard]`
@@ -68,12 +80,26 @@ pub struct UplinkConfig {
     pub port: u16,
     /// PEM file with the authority that signed the broker's certificate.
     pub ca: PathBuf,
+    /// PEM file with the authorities that servers trust for robots; `ca` if not set.
+    pub robots_ca: PathBuf,
     /// PEM file with the robot's certificate chain.
     pub certificate: PathBuf,
-    /// PEM file with the robot's private key.
-    pub key: PathBuf,
+    /// Where the certificate's private key is.
+    pub key: IdentityKeySource,
+    /// Program and arguments that renew the certificate: a CSR (PEM) on standard input, the new
+    /// chain (PEM) on standard output. Empty if something else renews it.
+    pub renew_command: Vec<String>,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
+}
+
+/// Where the private key of the robot's certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityKeySource {
+    /// In the TPM, from where it cannot be copied.
+    Tpm,
+    /// In a PEM file; for development.
+    File(PathBuf),
 }
 
 /// `[log]`
@@ -118,38 +144,19 @@ impl Config {
 
 fn build(root: &mut Section<'_>) -> Option<Config> {
     let identity = root.required("identity");
+    let development = root.boolean("development", false)?;
     let state_directory = root.optional("state_directory", PathBuf::from("/var/lib/moai-agent"));
     let control_socket =
         root.optional("control_socket", PathBuf::from("/run/moai-agent/control.sock"));
-    let tpm = root.section("tpm", |tpm| {
-        let tcti = tpm.text_or("tcti", "device:/dev/tpmrm0");
-        let pcrs = tpm.text_or("pcrs", "sha256:7");
-        let deadline = tpm.integer("deadline_seconds", 1..=120, Some(10));
-        Some(TpmConfig { tcti: tcti?, pcrs: pcrs?, deadline: Duration::from_secs(deadline?) })
-    });
+    let custody = custody::read(root, development);
+    let tpm = root.section("tpm", tpm);
     let onboard = root.section("onboard", |onboard| {
         let host = onboard.optional("host", "127.0.0.1".to_owned());
         let port = port(onboard, 1883);
         let prefix = onboard.optional("prefix", TopicPrefix("moai".to_owned()));
         Some(OnboardConfig { host: host?, port: port?, prefix: prefix?.0 })
     });
-    let uplink = root.section("uplink", |uplink| {
-        let host = uplink.required("host");
-        let port = port(uplink, 8883);
-        let ca = uplink.optional("ca", PathBuf::from("/etc/moai-agent/ca.pem"));
-        let certificate =
-            uplink.optional("certificate", PathBuf::from("/etc/moai-agent/robot.pem"));
-        let key = uplink.optional("key", PathBuf::from("/etc/moai-agent/robot.key"));
-        let keep_alive = uplink.integer("keep_alive_seconds", 5..=1200, Some(30));
-        Some(UplinkConfig {
-            host: host?,
-            port: port?,
-            ca: ca?,
-            certificate: certificate?,
-            key: key?,
-            keep_alive: Duration::from_secs(keep_alive?),
-        })
-    });
+    let uplink = root.section("uplink", |section| uplink(section, development));
     let lifetimes = root.section("sessions", |sessions| {
         let default = Lifetimes::default();
         let general = lifetime(sessions, "general_ttl_seconds", default.general);
@@ -164,13 +171,65 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     });
     Some(Config {
         identity: identity?,
+        development,
         state_directory: state_directory?,
         control_socket: control_socket?,
+        custody: custody?,
         tpm: tpm?,
         onboard: onboard?,
         uplink: uplink?,
         lifetimes: lifetimes?,
         log: log?,
+    })
+}
+
+fn tpm(tpm: &mut Section<'_>) -> Option<TpmConfig> {
+    let tcti = tpm.text_or("tcti", "device:/dev/tpmrm0");
+    let pcrs = tpm.text_or("pcrs", "sha256:7");
+    let deadline = tpm.integer("deadline_seconds", 1..=120, Some(10));
+    let policy_key = tpm.maybe("policy_key");
+    let policies = tpm.optional("policies", PathBuf::from("/etc/moai-agent/policies.d"));
+    Some(TpmConfig {
+        tcti: tcti?,
+        pcrs: pcrs?,
+        deadline: Duration::from_secs(deadline?),
+        policy_key: policy_key?,
+        policies: policies?,
+    })
+}
+
+fn uplink(uplink: &mut Section<'_>, development: bool) -> Option<UplinkConfig> {
+    let host = uplink.required("host");
+    let port = port(uplink, 8883);
+    let ca = uplink.optional("ca", PathBuf::from("/etc/moai-agent/ca.pem"));
+    let robots_ca = uplink.maybe("robots_ca");
+    let certificate =
+        uplink.optional("certificate", PathBuf::from("/var/lib/moai-agent/robot.pem"));
+    let key = uplink.optional("key", "tpm".to_owned());
+    let key = match key.as_deref() {
+        Some("tpm") => Some(IdentityKeySource::Tpm),
+        Some(path) if development => Some(IdentityKeySource::File(path.into())),
+        Some(_) => {
+            uplink.problem(
+                "`uplink.key` names a file, which anybody who gets at the disk can copy: leave it \
+                 out to keep the key in the TPM, or set `development = true` on a machine that \
+                 holds nothing worth protecting",
+            );
+            None
+        }
+        None => None,
+    };
+    let renew_command = uplink.list("renew_command");
+    let keep_alive = uplink.integer("keep_alive_seconds", 5..=1200, Some(30));
+    Some(UplinkConfig {
+        host: host?,
+        port: port?,
+        robots_ca: robots_ca?.or_else(|| ca.clone())?,
+        ca: ca?,
+        certificate: certificate?,
+        key: key?,
+        renew_command: renew_command?,
+        keep_alive: Duration::from_secs(keep_alive?),
     })
 }
 
@@ -229,6 +288,36 @@ mod tests {
         assert_eq!(config.tpm.tcti.to_string(), "device:/dev/tpmrm0");
         assert_eq!(config.uplink.port, 8883);
         assert_eq!(config.log.format, LogFormat::Text);
+    }
+
+    #[test]
+    fn what_weakens_custody_needs_the_word_development() {
+        let text =
+            "identity = 'a.b'\n[custody]\ncustodian = 'env'\n[uplink]\nhost = 'h'\nkey = '/k'\n";
+        let message = read(text).unwrap_err().to_string();
+        assert!(message.contains("agent.toml:2: `custody.custodian`"), "{message}");
+        assert!(message.contains("agent.toml:4: `uplink.key`"), "{message}");
+        let config = read(&format!("development = true\n{text}")).unwrap();
+        assert!(matches!(config.custody.custodian, CustodianConfig::Env));
+        assert_eq!(config.uplink.key, IdentityKeySource::File("/k".into()));
+    }
+
+    #[test]
+    fn a_custodian_needs_its_section_and_the_escrow_its_own() {
+        let text = |custody: &str| format!("identity = 'a.b'\nuplink.host = 'h'\n{custody}");
+        for (custody, section) in [
+            ("custody.custodian = 'pkcs11'", "[pkcs11] is missing"),
+            ("custody.custodian = 'kms'", "[kms] is missing"),
+            ("escrow.recipient = 'kms'", "[kms] is missing"),
+            ("[escrow]", "`escrow.recipient` is missing"),
+        ] {
+            let message = read(&text(custody)).unwrap_err().to_string();
+            assert!(message.contains(section), "{section} is not in:\n{message}");
+        }
+        let config =
+            read(&text("escrow.recipient = '/e.pub'\n[custody]\nrotate_hours = 0")).unwrap();
+        assert!(matches!(config.custody.escrow, Some(EscrowConfig::PublicKey(_))));
+        assert_eq!(config.custody.rotate_every, None);
     }
 
     #[test]

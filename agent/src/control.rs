@@ -1,22 +1,77 @@
-//! The control socket: a Unix socket that answers every connection with the agent's status.
+//! The control socket: a Unix socket where people and programs of this robot ask the agent.
+//!
+//! A connection carries one request and one reply, each a line of JSON: `{"request": "status"}` or
+//! `{"request": "rotate-root"}`; `{"status": …}`, `{"rotated": …}` or `{"refused": …}`.
 //!
 //! Invariants:
 //! - only the agent's user and group may connect (mode 0660);
-//! - a client that does not read holds up nobody.
+//! - requests are capped in length and time and connections in number: a client that sends nothing
+//!   or reads nothing holds up the others for seconds at most;
+//! - it answers before the root secret is at hand.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::custody::Rotated;
 use crate::status::AgentStatus;
 
+/// How long a client may take to send its request, and to read the reply.
 const PATIENCE: Duration = Duration::from_secs(2);
-const MAX_STATUS_LEN: u64 = 1024 * 1024;
+/// How long a client waits for a rotation: TPMs take seconds to make a key.
+const ROTATION_PATIENCE: Duration = Duration::from_mins(2);
+/// After a failed accept, which means that the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const MAX_CONNECTIONS: usize = 16;
+const MAX_REQUEST_LEN: u64 = 4096;
+const MAX_REPLY_LEN: u64 = 1024 * 1024;
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the agent is.
+    Status,
+    /// Begin the next epoch.
+    RotateRoot,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<AgentStatus>),
+    /// To [`Request::RotateRoot`].
+    Rotated(Rotated),
+    /// It was not done.
+    Refused(Refused),
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Cause and remedy.
+    pub message: String,
+    /// What a program that was asked to do it ends with.
+    pub exit_code: u8,
+}
+
+/// Who answers.
+pub trait Desk: Send + Sync + 'static {
+    /// How the agent is.
+    fn status(&self) -> AgentStatus;
+
+    /// Begins the next epoch.
+    fn rotate_root(&self) -> impl Future<Output = Result<Rotated, Refused>> + Send;
+}
 
 /// Why the control socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +98,12 @@ pub enum ControlError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// The agent's answer is not a status.
-    #[error("the agent's answer is not a status ({0}); are client and agent of one version?")]
-    Answer(#[from] serde_json::Error),
+    /// The agent's answer is no reply to what was asked.
+    #[error("the agent's answer is not understood ({0}); are client and agent of one version?")]
+    Answer(String),
+    /// The agent does not do it.
+    #[error("{}", .0.message)]
+    Refused(Refused),
 }
 
 /// The listening socket; its file goes away with it.
@@ -77,22 +135,25 @@ impl ControlSocket {
     }
 
     /// Answers until the agent stops.
-    pub async fn serve(
-        self,
-        status: Arc<dyn Fn() -> AgentStatus + Send + Sync>,
-        stop: CancellationToken,
-    ) {
+    pub async fn serve<D: Desk>(self, desk: Arc<D>, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let accept = async || {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, self.listener.accept().await)
+        };
         loop {
-            let accepted = tokio::select! {
+            let (place, accepted) = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
+                accepted = accept() => accepted,
             };
-            let Ok((mut stream, _)) = accepted else { continue };
-            let status = Arc::clone(&status);
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let desk = Arc::clone(&desk);
             tokio::spawn(async move {
-                let Ok(text) = serde_json::to_vec(&status()) else { return };
-                // A client that went away or stalls is its own problem.
-                let _ = tokio::time::timeout(PATIENCE, stream.write_all(&text)).await;
+                answer(&*desk, stream).await;
+                drop(place);
             });
         }
     }
@@ -105,19 +166,162 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Asks the running agent for its status.
+async fn answer(desk: &impl Desk, mut stream: UnixStream) {
+    let reply = match tokio::time::timeout(PATIENCE, receive(&mut stream)).await {
+        Ok(Ok(Request::Status)) => Reply::Status(Box::new(desk.status())),
+        Ok(Ok(Request::RotateRoot)) => match desk.rotate_root().await {
+            Ok(rotated) => Reply::Rotated(rotated),
+            Err(refused) => Reply::Refused(refused),
+        },
+        Ok(Err(problem)) => malformed(&format!("not a request: {problem}")),
+        Err(_) => malformed(&format!("no request within {} s", PATIENCE.as_secs())),
+    };
+    let Ok(mut line) = serde_json::to_vec(&reply) else { return };
+    line.push(b'\n');
+    // A client that went away or stalls is its own problem.
+    let _ = tokio::time::timeout(PATIENCE, stream.write_all(&line)).await;
+}
+
+async fn receive(stream: &mut UnixStream) -> Result<Request, String> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(MAX_REQUEST_LEN))
+        .read_until(b'\n', &mut line)
+        .await
+        .map_err(|error| error.to_string())?;
+    serde_json::from_slice(&line).map_err(|error| error.to_string())
+}
+
+fn malformed(message: &str) -> Reply {
+    Reply::Refused(Refused { message: message.to_owned(), exit_code: 1 })
+}
+
+/// Asks the running agent how it is.
 ///
 /// # Errors
 /// No agent answers.
-pub async fn ask(path: &Path) -> Result<AgentStatus, ControlError> {
+pub async fn status(path: &Path) -> Result<AgentStatus, ControlError> {
+    match ask(path, Request::Status, PATIENCE).await? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the running agent begin the next epoch.
+///
+/// # Errors
+/// No agent answers, or it cannot.
+pub async fn rotate_root(path: &Path) -> Result<Rotated, ControlError> {
+    match ask(path, Request::RotateRoot, ROTATION_PATIENCE).await? {
+        Reply::Rotated(rotated) => Ok(rotated),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &Reply) -> ControlError {
+    ControlError::Answer(format!("{reply:?}"))
+}
+
+async fn ask(path: &Path, request: Request, patience: Duration) -> Result<Reply, ControlError> {
     let not_running = |source| ControlError::NotRunning { path: path.to_owned(), source };
-    let stream = UnixStream::connect(path).await.map_err(not_running)?;
-    let mut text = Vec::new();
-    let read = stream.take(MAX_STATUS_LEN);
-    tokio::pin!(read);
-    tokio::time::timeout(PATIENCE, read.read_to_end(&mut text))
+    let exchange = async {
+        let mut stream = UnixStream::connect(path).await?;
+        let mut line = serde_json::to_vec(&request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut reply = Vec::new();
+        stream.take(MAX_REPLY_LEN).read_to_end(&mut reply).await?;
+        std::io::Result::Ok(reply)
+    };
+    let reply = tokio::time::timeout(patience, exchange)
         .await
         .map_err(|_| not_running(std::io::ErrorKind::TimedOut.into()))?
         .map_err(not_running)?;
-    Ok(serde_json::from_slice(&text)?)
+    match serde_json::from_slice(&reply) {
+        Ok(Reply::Refused(refused)) => Err(ControlError::Refused(refused)),
+        Ok(reply) => Ok(reply),
+        Err(error) => Err(ControlError::Answer(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Busy;
+
+    impl Desk for Busy {
+        fn status(&self) -> AgentStatus {
+            AgentStatus { status: "starting".to_owned(), ..AgentStatus::default() }
+        }
+
+        async fn rotate_root(&self) -> Result<Rotated, Refused> {
+            Err(Refused { message: "not now".to_owned(), exit_code: 75 })
+        }
+    }
+
+    struct Server {
+        path: PathBuf,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+        _scratch: tempfile::TempDir,
+    }
+
+    async fn serve() -> Server {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("control.sock");
+        let stop = CancellationToken::new();
+        let socket = ControlSocket::listen(&path).await.unwrap();
+        let task = tokio::spawn(socket.serve(Arc::new(Busy), stop.clone()));
+        Server { path, stop, task, _scratch: scratch }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_or_refused_by_name() {
+        let server = serve().await;
+        assert_eq!(status(&server.path).await.unwrap().status, "starting");
+        let refused = rotate_root(&server.path).await.unwrap_err();
+        assert!(matches!(refused, ControlError::Refused(Refused { exit_code: 75, .. })));
+        server.stop.cancel();
+        server.task.await.unwrap();
+        let nobody = status(&server.path).await.unwrap_err();
+        assert!(matches!(nobody, ControlError::NotRunning { .. }), "{nobody}");
+    }
+
+    async fn reply_to(server: &Server, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(&server.path).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        reply
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_nonsense_and_floods_end_in_a_refusal() {
+        let server = serve().await;
+        let flood = vec![b' '; usize::try_from(MAX_REQUEST_LEN).unwrap() * 4];
+        for (bytes, words) in [
+            (&b""[..], "no request within 2 s"),
+            (b"{\"request\"", "no request within 2 s"),
+            (b"{\"request\": \"open-the-pod-bay-doors\"}\n", "not a request: unknown variant"),
+            (b"status\n", "not a request"),
+        ] {
+            let reply = reply_to(&server, bytes).await;
+            assert!(reply.contains(words), "{words} is not in: {reply}");
+        }
+        let mut stream = UnixStream::connect(&server.path).await.unwrap();
+        // The agent stops reading: the rest of the flood may be refused.
+        let _ = stream.write_all(&flood).await;
+        assert_eq!(status(&server.path).await.unwrap().status, "starting");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_clients_hold_up_nobody_for_long() {
+        let server = serve().await;
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS * 2 {
+            silent.push(UnixStream::connect(&server.path).await.unwrap());
+        }
+        let reply = reply_to(&server, b"{\"request\": \"status\"}\n").await;
+        assert!(reply.contains("starting"), "{reply}");
+    }
 }

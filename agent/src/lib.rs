@@ -1,19 +1,26 @@
 //! The agent's parts. The binary `moai-agent` composes them; benches measure them.
 //!
-//! In the order data meets them: [`config`] · [`custody`] · [`vault`] · [`session`] ·
+//! In the order data meets them: [`config`] · [`custody`] · [`identity`] · [`vault`] · [`session`] ·
 //! [`onboard`] · [`window`] · [`spool`] · [`uplink`] · [`daemon`] · [`control`].
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod custody;
 pub mod daemon;
+pub mod desk;
+pub mod failure;
 pub mod hardening;
+pub mod health;
+pub mod identity;
 pub mod onboard;
+pub mod rotator;
 pub mod secrets;
 pub mod services;
 pub mod session;
 pub mod spool;
+pub mod startup;
 pub mod status;
 pub mod status_table;
 pub mod store;

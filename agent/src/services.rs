@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use moai_tpm::Tpm;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{BootId, Clock};
+use crate::custody::{Custodian, CustodyError};
+use crate::identity::attestation::Attester;
 use crate::onboard::Onboard;
-use crate::secrets::{OsEntropy, SessionSeed};
+use crate::secrets::{OsEntropy, SessionSeed, scrubbed};
 use crate::spool::Spool;
 use crate::status::StatusBoard;
 use crate::ttl::Lifetimes;
@@ -30,7 +31,9 @@ pub struct Services {
     /// Toward onboard software.
     pub onboard: Onboard,
     /// Second source of randomness.
-    pub tpm: Tpm,
+    pub custodian: Arc<dyn Custodian>,
+    /// What answers a server that wants to know what this robot is; none without a TPM.
+    pub attester: Option<Arc<dyn Attester>>,
     /// Lifetimes of the classes.
     pub lifetimes: Lifetimes,
     /// What `status` shows.
@@ -42,9 +45,9 @@ pub struct Services {
 /// Why no session could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
-    /// The TPM gave no randomness.
-    #[error("the TPM gave no randomness: {0}")]
-    Tpm(#[from] moai_tpm::TpmError),
+    /// The root secret's custodian gave no randomness.
+    #[error("the custodian gave no randomness: {0}")]
+    Custodian(#[from] CustodyError),
     /// The operating system gave none.
     #[error("the operating system gave no randomness: {0}")]
     OperatingSystem(#[from] getrandom::Error),
@@ -56,9 +59,9 @@ impl Services {
     /// # Errors
     /// One of the two sources failed; no session may be made then.
     pub async fn session_seed(&self) -> Result<SessionSeed, SeedError> {
-        let tpm = self.tpm.clone();
+        let custodian = Arc::clone(&self.custodian);
         off_thread(move || {
-            let random = tpm.random()?;
+            let random = custodian.random()?;
             Ok(SessionSeed::mix(OsEntropy::bytes()?, &random))
         })
         .await
@@ -92,9 +95,10 @@ impl Services {
     }
 }
 
-/// Runs blocking work beside the async threads.
+/// Runs blocking work beside the async threads; it leaves nothing on the stack of its thread, which
+/// lives on.
 pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    match tokio::task::spawn_blocking(|| scrubbed(work)).await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }

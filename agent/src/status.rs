@@ -32,9 +32,9 @@ pub struct TaskStatus {
 }
 
 /// The agent, as `status` shows it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct AgentStatus {
-    /// `up`, `degraded` or `down`.
+    /// `starting`, `up` or `degraded`.
     pub status: String,
     /// Why it is not `up`.
     pub reasons: Vec<String>,
@@ -46,8 +46,14 @@ pub struct AgentStatus {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// The TPM that keeps the root secret.
-    pub tpm: String,
+    /// What keeps the root secret; empty until it has been reached.
+    pub custodian: String,
+    /// The epoch in force, once the root secret is unsealed.
+    pub epoch: Option<u32>,
+    /// How its memory is protected.
+    pub memory: String,
+    /// Where the identity key is, and until when its certificate is valid.
+    pub certificate: String,
     /// Models the server offers.
     pub models: Vec<String>,
     /// Tasks by name.

@@ -17,9 +17,13 @@ pub fn render(status: &AgentStatus) -> String {
     for reason in &status.reasons {
         line("", reason);
     }
-    line("tpm", &status.tpm);
+    if let Some(epoch) = status.epoch {
+        line("root", &format!("epoch {epoch}, kept by {}", status.custodian));
+    }
     let uptime = duration(status.uptime_seconds);
     line("agent", &format!("{} (pid {}), up {uptime}", status.version, status.pid));
+    line("memory", &status.memory);
+    line("identity", &status.certificate);
     let models =
         if status.models.is_empty() { "none yet".to_owned() } else { status.models.join(", ") };
     line("models", &models);

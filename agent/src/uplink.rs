@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - one task owns the link's incoming side and the table of sessions;
+//! - registrations leave signed by the robot's identity key;
 //! - a frame reaches a session only if its topic and its claims name that session and this robot;
 //! - routing never waits: a session too slow to take an event loses it, and the cycle of
 //!   open, have, job and result heals that as it heals any other loss.
@@ -11,10 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::ModelCard;
-use moai_transport::frame::{Frame, FrameKind};
+use moai_transport::frame::{Frame, FrameKind, FrameSigner};
 use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId, WorkerId};
 use moai_transport::link::{Link, LinkEvent, Message, Outgoing, PublishError, Qos};
-use moai_transport::message::{ErrorBody, Have, WorkerState};
+use moai_transport::message::{Challenge, ErrorBody, Have, WorkerState};
 use moai_transport::topic::Topic;
 use tokio::sync::{mpsc, watch};
 
@@ -28,6 +29,8 @@ pub enum SessionEvent {
     Up,
     /// What the worker holds of the session's keys.
     Have(Have),
+    /// The server wants evidence of the robot's state first.
+    Challenge(Challenge),
     /// An encrypted answer.
     Result {
         /// The job it answers.
@@ -112,6 +115,7 @@ enum Route {
 #[derive(Clone)]
 pub struct Uplink {
     identity: Identity,
+    signer: Arc<dyn FrameSigner>,
     link: Link,
     routes: mpsc::Sender<Route>,
     catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
@@ -141,6 +145,7 @@ impl Uplink {
     #[must_use]
     pub fn start(
         identity: Identity,
+        signer: Arc<dyn FrameSigner>,
         link: Link,
         events: mpsc::Receiver<LinkEvent>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
@@ -154,7 +159,7 @@ impl Uplink {
             state: state_sender,
         };
         let task = tokio::spawn(owner.run(events, route_requests));
-        (Self { identity, link, routes, catalogue, state }, task)
+        (Self { identity, signer, link, routes, catalogue, state }, task)
     }
 
     /// The robot's identity.
@@ -188,7 +193,7 @@ impl Uplink {
         let _ = self.routes.send(Route::Remove(session)).await;
     }
 
-    /// Publishes a frame; returns when the broker has taken it.
+    /// Publishes a frame, signed if its kind is; returns when the broker has taken it.
     ///
     /// # Errors
     /// The frame cannot be encoded, is too large, or the link went down.
@@ -198,7 +203,11 @@ impl Uplink {
         frame: &Frame,
         expiry: Duration,
     ) -> Result<Sent, SendError> {
-        let payload = frame.encode()?;
+        let payload = if frame.kind.is_signed() {
+            frame.encode_signed(&*self.signer)?
+        } else {
+            frame.encode()?
+        };
         let frame_len = payload.len();
         let outgoing = Outgoing {
             expiry: Some(expiry),
@@ -315,6 +324,9 @@ fn session_event(frame: Frame, frame_len: usize) -> Result<SessionEvent, String>
         FrameKind::Have => {
             Have::decode(&frame.body).map(SessionEvent::Have).map_err(|error| error.to_string())
         }
+        FrameKind::Challenge => Challenge::decode(&frame.body)
+            .map(SessionEvent::Challenge)
+            .map_err(|error| error.to_string()),
         FrameKind::Result => Ok(SessionEvent::Result {
             number,
             compute: frame.claims.compute_micros.map(Duration::from_micros),

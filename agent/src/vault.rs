@@ -1,34 +1,33 @@
 //! The vault: sealed records of live sessions, so that a restart needs nothing else.
 //!
 //! Invariants:
-//! - a record is sealed with XChaCha20-Poly1305 under a key derived from the root secret; its
-//!   session id and its expiry are authenticated with it, so no record can pose as another;
+//! - a record is sealed under a key derived from the root secret of one epoch; all records are of
+//!   the epoch that the vault's marker names, which is in the clear;
+//! - the next epoch begins in one transaction: marker and all records, or nothing;
+//! - a root secret of another epoch than the marker's opens nothing and erases nothing;
 //! - a record is on disk before the session it describes acts;
-//! - a record that cannot be opened is reported and erased, never guessed at.
+//! - a record that cannot be opened in its own epoch is reported and erased, never guessed at.
+
+mod cipher;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use moai_fhe::ModelCard;
+use moai_tpm::{Advice, Epoch};
 use moai_transport::ids::{SessionId, TaskId};
 use moai_transport::message::Manifest;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
+use self::cipher::EpochCipher;
 use crate::clock::{BootId, BootInstant};
-use crate::secrets::{OsEntropy, SessionSeed, VaultKey};
+use crate::secrets::{SessionSeed, VaultKey};
 use crate::store::{self, StoreError};
 use crate::ttl::TtlClass;
 
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions");
-const VERSION: u8 = 1;
-const NONCE_LEN: usize = 24;
-const HEADER_LEN: usize = 1 + 8 + NONCE_LEN;
-const SEED_LEN: usize = 32;
-const MAX_RECORD_LEN: usize = 2 * 1024 * 1024;
+const MARKER: TableDefinition<'_, (), u32> = TableDefinition::new("epoch");
 
 /// A session as the vault keeps it. A clone shares the seed, it does not copy it.
 #[derive(Clone)]
@@ -71,7 +70,7 @@ pub enum VaultError {
     /// A record could not be encoded.
     #[error("a session record cannot be written: {0}")]
     Encode(String),
-    /// A record does not open under this root secret.
+    /// A record does not open.
     #[error(
         "the record of session {session} does not open: it was changed, or another root secret \
          wrote it; it is erased and the session ends"
@@ -80,23 +79,118 @@ pub enum VaultError {
         /// The session whose record it was, or what stood in its place.
         session: String,
     },
+    /// Root secret and vault do not go together.
+    #[error(
+        "the session vault is of epoch {vault}, the root secret of epoch {root}: an old copy of one \
+         of them was put back. Put the newer file back, or move the vault away to start without \
+         sessions; nothing was erased"
+    )]
+    OtherEpoch {
+        /// The vault's.
+        vault: Epoch,
+        /// The root secret's.
+        root: Epoch,
+    },
+}
+
+impl VaultError {
+    /// Retry, fix or stop?
+    #[must_use]
+    pub fn advice(&self) -> Advice {
+        match self {
+            Self::Store(_) | Self::OtherEpoch { .. } => Advice::Fix,
+            Self::Randomness(_) | Self::Encode(_) | Self::Unreadable { .. } => Advice::Stop,
+        }
+    }
+}
+
+/// The vault's file before the root secret is at hand.
+pub struct LockedVault {
+    database: Database,
+}
+
+impl LockedVault {
+    /// Opens or creates the file.
+    ///
+    /// # Errors
+    /// The file cannot be opened or is not a vault.
+    pub fn open(path: &Path) -> Result<Self, VaultError> {
+        Ok(Self { database: store::open(path)? })
+    }
+
+    /// The epoch of all records; `None` if the vault was never unlocked.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn epoch(&self) -> Result<Option<Epoch>, VaultError> {
+        read_marker(&self.database)
+    }
+
+    /// Whether a key could be that of the records of `epoch`: one of them opens, or there is none.
+    ///
+    /// # Errors
+    /// The records are of another epoch, or the disk refuses.
+    pub fn fits(&self, key: &VaultKey, epoch: Epoch) -> Result<bool, VaultError> {
+        if let Some(vault) = self.epoch()?.filter(|vault| *vault != epoch) {
+            return Err(VaultError::OtherEpoch { vault, root: epoch });
+        }
+        let cipher = EpochCipher::new(key, epoch);
+        let read = self.database.begin_read().map_err(StoreError::from)?;
+        let Ok(table) = read.open_table(SESSIONS) else { return Ok(true) };
+        let mut is_empty = true;
+        for row in table.iter().map_err(StoreError::from)? {
+            let (id, value) = row.map_err(StoreError::from)?;
+            if cipher.open(id.value(), value.value()).is_some() {
+                return Ok(true);
+            }
+            is_empty = false;
+        }
+        Ok(is_empty)
+    }
+
+    /// Opens the records of `epoch`, with the key derived from its root secret.
+    ///
+    /// # Errors
+    /// The records are of another epoch, or the disk refuses.
+    pub fn unlock(self, key: &VaultKey, epoch: Epoch) -> Result<Vault, VaultError> {
+        match self.epoch()? {
+            Some(vault) if vault != epoch => {
+                return Err(VaultError::OtherEpoch { vault, root: epoch });
+            }
+            Some(_) => {}
+            None => store::write(&self.database, MARKER, |marker| {
+                marker.insert((), epoch.0)?;
+                Ok(())
+            })?,
+        }
+        let cipher = Mutex::new(EpochCipher::new(key, epoch));
+        Ok(Vault { database: self.database, cipher })
+    }
 }
 
 /// The database of sealed session records.
 pub struct Vault {
     database: Database,
-    cipher: XChaCha20Poly1305,
+    /// Held for a whole transaction, so that none falls between two epochs.
+    cipher: Mutex<EpochCipher>,
 }
 
 impl Vault {
-    /// Opens or creates the vault file.
+    /// The epoch of all records on disk.
     ///
     /// # Errors
-    /// The file cannot be opened or is not a vault.
-    pub fn open(path: &Path, key: &VaultKey) -> Result<Self, VaultError> {
-        let database = store::open(path)?;
-        let cipher = XChaCha20Poly1305::new(key.expose().into());
-        Ok(Self { database, cipher })
+    /// The disk refuses.
+    pub fn marker(&self) -> Result<Option<Epoch>, VaultError> {
+        read_marker(&self.database)
+    }
+
+    /// Makes sure that records are written in `epoch`.
+    ///
+    /// # Errors
+    /// They are written in another.
+    pub fn expect(&self, epoch: Epoch) -> Result<(), VaultError> {
+        let vault = self.cipher().epoch;
+        if vault == epoch { Ok(()) } else { Err(VaultError::OtherEpoch { vault, root: epoch }) }
     }
 
     /// Writes a record, replacing the session's earlier one; durable when it returns.
@@ -104,12 +198,17 @@ impl Vault {
     /// # Errors
     /// The disk refuses or there is no randomness.
     pub fn write(&self, record: &SessionRecord) -> Result<(), VaultError> {
-        let sealed = self.seal(record)?;
-        let id = record.id.as_bytes();
-        store::write(&self.database, SESSIONS, |table| {
-            table.insert(id.as_slice(), sealed.as_slice())?;
-            Ok(())
-        })?;
+        let cipher = self.cipher();
+        let sealed = cipher.seal(record)?;
+        let transaction = self.database.begin_write().map_err(StoreError::from)?;
+        check_marker(&transaction, cipher.epoch)?;
+        {
+            let mut table = transaction.open_table(SESSIONS).map_err(StoreError::from)?;
+            table
+                .insert(record.id.as_bytes().as_slice(), sealed.as_slice())
+                .map_err(StoreError::from)?;
+        }
+        transaction.commit().map_err(StoreError::from)?;
         Ok(())
     }
 
@@ -130,6 +229,7 @@ impl Vault {
     /// # Errors
     /// The disk refuses.
     pub fn load(&self) -> Result<Vec<Result<SessionRecord, VaultError>>, VaultError> {
+        let cipher = self.cipher();
         let mut records = Vec::new();
         let mut unreadable: Vec<Vec<u8>> = Vec::new();
         {
@@ -137,7 +237,7 @@ impl Vault {
             let Ok(table) = read.open_table(SESSIONS) else { return Ok(records) };
             for row in table.iter().map_err(StoreError::from)? {
                 let (key, value) = row.map_err(StoreError::from)?;
-                let record = self.unseal(key.value(), value.value());
+                let record = cipher.open(key.value(), value.value());
                 if record.is_none() {
                     unreadable.push(key.value().to_vec());
                 }
@@ -159,45 +259,68 @@ impl Vault {
         Ok(records)
     }
 
-    fn seal(&self, record: &SessionRecord) -> Result<Vec<u8>, VaultError> {
-        let mut plain = Zeroizing::new(record.seed.expose().to_vec());
-        ciborium::into_writer(&record.facts, &mut *plain)
-            .map_err(|error| VaultError::Encode(error.to_string()))?;
-        let nonce: [u8; NONCE_LEN] = OsEntropy::bytes()?;
-        let expires = record.facts.expires.0.to_be_bytes();
-        let aad = associated_data(record.id.as_bytes(), &expires);
-        let sealed = self
-            .cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: &plain, aad: &aad })
-            .map_err(|_| VaultError::Encode("the record is too large".to_owned()))?;
-        Ok([&[VERSION][..], &expires, &nonce, &sealed].concat())
+    /// Begins the next epoch: seals every record under `key` and sets the marker, in one durable
+    /// transaction. Returns the number of records. One that does not open stays as it is, to be
+    /// reported by [`Self::load`].
+    ///
+    /// # Errors
+    /// The disk refuses; the vault is in the one epoch or the other then, and only a new start
+    /// tells which if the disk failed while it was told to commit.
+    pub fn rewrap(&self, key: &VaultKey, epoch: Epoch) -> Result<usize, VaultError> {
+        let mut cipher = self.cipher();
+        let next = EpochCipher::new(key, epoch);
+        let transaction = self.database.begin_write().map_err(StoreError::from)?;
+        check_marker(&transaction, cipher.epoch)?;
+        let count = {
+            let mut sessions = transaction.open_table(SESSIONS).map_err(StoreError::from)?;
+            let mut rewrapped = Vec::new();
+            for row in sessions.iter().map_err(StoreError::from)? {
+                let (id, value) = row.map_err(StoreError::from)?;
+                if let Some(record) = cipher.open(id.value(), value.value()) {
+                    rewrapped.push((id.value().to_vec(), next.seal(&record)?));
+                }
+            }
+            for (id, sealed) in &rewrapped {
+                sessions.insert(id.as_slice(), sealed.as_slice()).map_err(StoreError::from)?;
+            }
+            let mut marker = transaction.open_table(MARKER).map_err(StoreError::from)?;
+            marker.insert((), epoch.0).map_err(StoreError::from)?;
+            rewrapped.len()
+        };
+        transaction.commit().map_err(StoreError::from)?;
+        *cipher = next;
+        Ok(count)
     }
 
-    fn unseal(&self, key: &[u8], value: &[u8]) -> Option<SessionRecord> {
-        let id = SessionId::from_bytes(key.try_into().ok()?)?;
-        let (header, sealed) = value.split_at_checked(HEADER_LEN)?;
-        let (version, rest) = header.split_first()?;
-        let (expires, nonce) = rest.split_at_checked(8)?;
-        if *version != VERSION || value.len() > MAX_RECORD_LEN {
-            return None;
-        }
-        let nonce: [u8; NONCE_LEN] = nonce.try_into().ok()?;
-        let aad = associated_data(key, expires);
-        let payload = Payload { msg: sealed, aad: &aad };
-        let plain = Zeroizing::new(self.cipher.decrypt(&XNonce::from(nonce), payload).ok()?);
-        let (seed, facts) = plain.split_at_checked(SEED_LEN)?;
-        let seed = Arc::new(SessionSeed::from_bytes(seed.try_into().ok()?));
-        let facts: SessionFacts = ciborium::from_reader(facts).ok()?;
-        (facts.expires.0.to_be_bytes() == *expires).then_some(SessionRecord { id, seed, facts })
+    fn cipher(&self) -> MutexGuard<'_, EpochCipher> {
+        self.cipher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn associated_data(id: &[u8], expires: &[u8]) -> Vec<u8> {
-    [b"moai/v1/session", id, expires].concat()
+fn read_marker(database: &Database) -> Result<Option<Epoch>, VaultError> {
+    let read = database.begin_read().map_err(StoreError::from)?;
+    match read.open_table(MARKER) {
+        Ok(table) => {
+            let marker = table.get(()).map_err(StoreError::from)?;
+            Ok(marker.map(|marker| Epoch(marker.value())))
+        }
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(StoreError::from(error).into()),
+    }
+}
+
+/// Nothing is written in an epoch that is not the vault's.
+fn check_marker(transaction: &WriteTransaction, epoch: Epoch) -> Result<(), VaultError> {
+    let marker = transaction.open_table(MARKER).map_err(StoreError::from)?;
+    let vault = marker.get(()).map_err(StoreError::from)?.map(|marker| Epoch(marker.value()));
+    match vault {
+        Some(vault) if vault != epoch => Err(VaultError::OtherEpoch { vault, root: epoch }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use moai_fhe::Model;
     use moai_tpm::RootSecret;
 
@@ -211,7 +334,7 @@ mod tests {
         Model::from_json(json.as_bytes()).unwrap().card().clone()
     }
 
-    fn record(n: u8) -> SessionRecord {
+    pub(crate) fn record(n: u8) -> SessionRecord {
         let facts = SessionFacts {
             task: "arm".parse().unwrap(),
             card: card(),
@@ -224,8 +347,16 @@ mod tests {
         SessionRecord { id: SessionId::new(1_700_000_000_000, [n; 10]), seed, facts }
     }
 
-    fn open(path: &Path, root: u8) -> Vault {
-        Vault::open(path, &VaultKey::derive(&RootSecret::from_bytes([root; 32]))).unwrap()
+    fn key(root: u8) -> VaultKey {
+        VaultKey::derive(&RootSecret::from_bytes([root; 32]))
+    }
+
+    fn open(path: &Path, root: u8, epoch: u32) -> Result<Vault, VaultError> {
+        LockedVault::open(path).unwrap().unlock(&key(root), Epoch(epoch))
+    }
+
+    pub(crate) fn seeds(vault: &Vault) -> Vec<u8> {
+        vault.load().unwrap().into_iter().map(|record| record.unwrap().seed.expose()[0]).collect()
     }
 
     fn file() -> (tempfile::TempDir, std::path::PathBuf) {
@@ -237,8 +368,8 @@ mod tests {
     #[test]
     fn a_record_survives_a_restart_and_goes_when_it_is_erased() {
         let (_directory, path) = file();
-        open(&path, 1).write(&record(7)).unwrap();
-        let vault = open(&path, 1);
+        open(&path, 1, 1).unwrap().write(&record(7)).unwrap();
+        let vault = open(&path, 1, 1).unwrap();
         let kept = vault.load().unwrap().remove(0).unwrap();
         assert_eq!(kept.id, record(7).id);
         assert_eq!(kept.seed.expose(), &[7; 32]);
@@ -250,32 +381,47 @@ mod tests {
     #[test]
     fn under_another_root_secret_no_record_opens_and_all_are_erased() {
         let (_directory, path) = file();
-        open(&path, 1).write(&record(7)).unwrap();
-        let vault = open(&path, 2);
+        open(&path, 1, 1).unwrap().write(&record(7)).unwrap();
+        let vault = open(&path, 2, 1).unwrap();
         assert!(matches!(vault.load().unwrap()[..], [Err(VaultError::Unreadable { .. })]));
         assert!(vault.load().unwrap().is_empty());
     }
 
     #[test]
-    fn a_record_opens_only_in_its_own_place_and_unchanged() {
+    fn a_root_secret_of_another_epoch_opens_nothing_and_erases_nothing() {
         let (_directory, path) = file();
-        let vault = open(&path, 1);
-        let (one, other) = (record(1), record(2));
-        let sealed = vault.seal(&one).unwrap();
-        assert!(vault.unseal(one.id.as_bytes(), &sealed).is_some());
-        assert!(vault.unseal(other.id.as_bytes(), &sealed).is_none());
-        for index in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[index] ^= 1;
-            assert!(vault.unseal(one.id.as_bytes(), &changed).is_none(), "byte {index}");
-            assert!(vault.unseal(one.id.as_bytes(), &sealed[..index]).is_none(), "cut {index}");
+        open(&path, 1, 2).unwrap().write(&record(7)).unwrap();
+        for other in [1, 3] {
+            let fits = LockedVault::open(&path).unwrap().fits(&key(1), Epoch(other));
+            assert!(matches!(fits, Err(VaultError::OtherEpoch { .. })));
+            let refused = open(&path, 1, other).err();
+            assert!(matches!(refused, Some(VaultError::OtherEpoch { vault: Epoch(2), .. })));
         }
+        assert!(LockedVault::open(&path).unwrap().fits(&key(1), Epoch(2)).unwrap());
+        assert!(!LockedVault::open(&path).unwrap().fits(&key(2), Epoch(2)).unwrap());
+        assert_eq!(seeds(&open(&path, 1, 2).unwrap()), [7]);
+    }
+
+    #[test]
+    fn the_next_epoch_has_every_record_and_the_one_before_none() {
+        let (_directory, path) = file();
+        let vault = open(&path, 1, 1).unwrap();
+        vault.write(&record(1)).unwrap();
+        vault.write(&record(2)).unwrap();
+        assert_eq!(vault.rewrap(&key(2), Epoch(2)).unwrap(), 2);
+        vault.expect(Epoch(2)).unwrap();
+        vault.write(&record(3)).unwrap();
+        assert_eq!(seeds(&vault), [1, 2, 3]);
+        drop(vault);
+        assert_eq!(LockedVault::open(&path).unwrap().epoch().unwrap(), Some(Epoch(2)));
+        assert!(open(&path, 1, 1).is_err());
+        assert_eq!(seeds(&open(&path, 2, 2).unwrap()), [1, 2, 3]);
     }
 
     #[test]
     fn the_seed_is_not_on_disk() {
         let (_directory, path) = file();
-        let vault = open(&path, 1);
+        let vault = open(&path, 1, 1).unwrap();
         let mut secret = record(3);
         secret.seed = Arc::new(SessionSeed::from_bytes(
             *b"a seed that must never be on disk".first_chunk().unwrap(),

@@ -2,28 +2,40 @@
 //!
 //! Invariants:
 //! - Secret keys live in types without `Debug`, `Clone` and `Serialize` and are wiped on drop;
-//!   [`KeySeed::expose`] is the only way out for a secret.
+//!   [`KeySeed::expose`] and [`KeySeed::expose_keys`] are the only ways out for a secret.
 //! - Randomness comes from the caller, fresh for every encryption.
+//! - What works with a secret key leaves nothing of it on the stacks it ran on, rayon's included.
 //! - What tfhe keeps on the heap while it generates keys is wiped by the program's zeroizing
 //!   allocator, not by this crate.
 
+mod stack;
 pub(crate) mod tfhe;
 
 use thiserror::Error;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::card::{Levels, ModelCard, Scores};
 use crate::context::Context;
 use crate::error::{FormatError, ModelError};
 
-/// 32 secret bytes from which all keys of a session follow.
-pub struct KeySeed(Zeroizing<[u8; 32]>);
+/// 32 secret bytes from which all keys of a session follow. Moving it leaves no copy behind.
+pub struct KeySeed(Box<Zeroizing<[u8; 32]>>);
 
 impl KeySeed {
-    /// Takes 32 uniformly random bytes.
+    /// Takes 32 uniformly random bytes. The caller wipes its own copy.
     #[must_use]
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
+    pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
+        let seed = Self::filled_by(|seed| seed.copy_from_slice(&bytes));
+        bytes.zeroize();
+        seed
+    }
+
+    /// Has 32 uniformly random bytes written to where they stay.
+    #[must_use]
+    pub fn filled_by(fill: impl FnOnce(&mut [u8; 32])) -> Self {
+        let mut seed = Self(Box::default());
+        fill(&mut seed.0);
+        seed
     }
 
     /// The secret bytes.
@@ -31,6 +43,20 @@ impl KeySeed {
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// The secret keys that follow from the seed, for whoever searches for leaks of them.
+    #[must_use]
+    pub fn expose_keys(&self, context: &Context) -> ExposedKeys {
+        tfhe::TfheEngine::new(context, self).expose()
+    }
+}
+
+/// Everything secret that an engine holds for a session, by name.
+pub struct ExposedKeys {
+    /// Coefficients of secret keys, each 0 or 1, in the order of the key.
+    pub coefficients: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
+    /// Seeds of noise and of secret randomness.
+    pub seeds: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
 }
 
 /// The caller's source of randomness could not be read. Retry later.
@@ -111,5 +137,5 @@ pub trait Engine: Send + Sync {
 /// # Errors
 /// None for the contexts of this release; engines to come may refuse a context.
 pub fn setup(context: &Context, seed: &KeySeed) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(Box::new(tfhe::TfheEngine::new(context, seed)))
+    Ok(stack::scrubbed(|| Box::new(tfhe::TfheEngine::new(context, seed))))
 }

@@ -31,7 +31,7 @@ pub use card::{
     ModelKind, Scores, WindowShape,
 };
 #[cfg(feature = "client")]
-pub use client::{Engine, EngineError, Entropy, EntropyError, KeySeed, setup};
+pub use client::{Engine, EngineError, Entropy, EntropyError, ExposedKeys, KeySeed, setup};
 pub use context::{Context, ContextDigest, ContextError, MAX_LOG2_FAILURE};
 pub use error::{FormatError, ModelError};
 pub use model::{MAX_MODEL_LEN, Model};

@@ -30,6 +30,9 @@ pub struct Config {
     pub max_sessions: usize,
     /// Jobs that may wait for evaluation.
     pub max_waiting_jobs: usize,
+    /// `[attestation]`: where the enrolments of robots lie, `{tenant}.{robot}.json`. They are used
+    /// only where attestation is required on the command line.
+    pub enrolments: PathBuf,
     /// The broker.
     pub broker: BrokerConfig,
     /// Log filter and format.
@@ -45,6 +48,8 @@ pub struct BrokerConfig {
     pub port: u16,
     /// PEM file with the authority that signed the broker's certificate.
     pub ca: PathBuf,
+    /// PEM file with the authorities that sign robots' certificates; the broker's if not set.
+    pub robots_ca: PathBuf,
     /// PEM file with the server's certificate chain.
     pub certificate: PathBuf,
     /// PEM file with the server's private key.
@@ -80,10 +85,14 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let threads = root.integer("threads", 1..=256, Some(2));
     let max_sessions = root.integer("max_sessions", 1..=100_000, Some(64));
     let max_waiting_jobs = root.integer("max_waiting_jobs", 1..=100_000, Some(256));
+    let enrolments = root.section("attestation", |attestation| {
+        attestation.optional("enrolments", PathBuf::from("/etc/moai-server/robots"))
+    });
     let broker = root.section("broker", |broker| {
         let host = broker.required("host");
         let port = broker.integer("port", 1..=65535, Some(8883));
         let ca = broker.optional("ca", PathBuf::from("/etc/moai-server/ca.pem"));
+        let robots_ca = broker.maybe("robots_ca");
         let certificate =
             broker.optional("certificate", PathBuf::from("/etc/moai-server/server.pem"));
         let key = broker.optional("key", PathBuf::from("/etc/moai-server/server.key"));
@@ -91,6 +100,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         Some(BrokerConfig {
             host: host?,
             port: u16::try_from(port?).ok()?,
+            robots_ca: robots_ca?.or_else(|| ca.clone())?,
             ca: ca?,
             certificate: certificate?,
             key: key?,
@@ -110,6 +120,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         threads: usize::try_from(threads?).ok()?,
         max_sessions: usize::try_from(max_sessions?).ok()?,
         max_waiting_jobs: usize::try_from(max_waiting_jobs?).ok()?,
+        enrolments: enrolments?,
         broker: broker?,
         log: log?,
     })
@@ -152,6 +163,7 @@ mod tests {
                     [broker]\nhost = 'b'\n";
         let config = moai_settings::read(Path::new("s.toml"), text, build).unwrap();
         assert_eq!(config.tenants.len(), 2);
+        assert_eq!(config.enrolments, Path::new("/etc/moai-server/robots"));
 
         let text = "worker_group = 'a/b'\ntenants = ['Acme']\nthreads = 0\n";
         let message =

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use moai_server::attestation::{Attestation, Enrolments};
 use moai_server::config::{self, Config, LogConfig};
 use moai_server::evaluator::Evaluator;
 use moai_server::models::Models;
@@ -14,6 +16,7 @@ use moai_transport::ids::WorkerId;
 use moai_transport::link::{self, Endpoint, LinkConfig, Outgoing, Qos};
 use moai_transport::message::WorkerState;
 use moai_transport::topic::{Topic, worker_filters};
+use moai_transport::trust::TrustedRobots;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +43,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve in the foreground.
-    Run,
+    Run {
+        /// Serve only robots whose TPM proves that they are enrolled and have booted what is
+        /// enrolled. The enrolments lie in the directory `enrolments` of `[attestation]`.
+        #[arg(long)]
+        require_attestation: bool,
+    },
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -68,19 +76,20 @@ fn main() -> ExitCode {
 fn execute(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(&cli.config)?;
     let models = Models::load(&config.models_directory)?;
-    let tls = tls(&config)?;
+    let (tls, robots) = credentials(&config)?;
     if let Command::Config(ConfigCommand::Check) = cli.command {
         let names: Vec<String> = models.ids().map(ToString::to_string).collect();
         println!("{}: no problem found; models: {}", cli.config.display(), names.join(", "));
         return Ok(());
     }
     start_log(&config.log)?;
+    let attestation = attestation(&config, &cli.command)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(run(config, models, tls));
+    let result = runtime.block_on(run(config, models, tls, robots, attestation));
     // An evaluation under way is not waited for: the robot sends the job again.
     runtime.shutdown_background();
     result
@@ -89,7 +98,9 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
 async fn run(
     config: Config,
     models: Models,
-    tls: std::sync::Arc<rustls::ClientConfig>,
+    tls: Arc<rustls::ClientConfig>,
+    robots: TrustedRobots,
+    attestation: Option<Attestation>,
 ) -> anyhow::Result<()> {
     let worker = new_worker_id()?;
     let stop = CancellationToken::new();
@@ -113,7 +124,8 @@ async fn run(
     let evaluator = Evaluator::start(config.threads, config.max_waiting_jobs, outcome_sender)?;
     let names: Vec<String> = models.ids().map(ToString::to_string).collect();
     tracing::info!(%worker, models = ?names, threads = config.threads, "serving");
-    let service = Service::new(worker, config, models, evaluator, link.clone());
+    let service =
+        Service::new(worker, config, models, robots, attestation, evaluator, link.clone());
     let service = tokio::spawn(service.run(events, outcomes, stop.clone()));
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -135,6 +147,15 @@ async fn run(
     Ok(())
 }
 
+/// Who has to attest: everybody or nobody.
+fn attestation(config: &Config, command: &Command) -> anyhow::Result<Option<Attestation>> {
+    let Command::Run { require_attestation: true } = command else { return Ok(None) };
+    let enrolments = Enrolments::new(config.enrolments.clone());
+    let robots = enrolments.check().context("attestation is required")?;
+    tracing::info!(robots, directory = %config.enrolments.display(), "attestation is required");
+    Ok(Some(Attestation::new(enrolments)))
+}
+
 /// A new name for every start: whoever talks to an earlier run must notice.
 fn new_worker_id() -> anyhow::Result<WorkerId> {
     let mut random = [0_u8; 8];
@@ -142,14 +163,17 @@ fn new_worker_id() -> anyhow::Result<WorkerId> {
     Ok(format!("w-{}", hex::encode(random)).parse()?)
 }
 
-fn tls(config: &Config) -> anyhow::Result<std::sync::Arc<rustls::ClientConfig>> {
+/// What the server shows the broker, and whom it takes for a robot.
+fn credentials(config: &Config) -> anyhow::Result<(Arc<rustls::ClientConfig>, TrustedRobots)> {
     let read = |path: &Path| {
         std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
     };
     let broker = &config.broker;
     let (ca, certificate, key) =
         (read(&broker.ca)?, read(&broker.certificate)?, read(&broker.key)?);
-    Ok(moai_transport::tls::client_config(&ca, &certificate, &key)?)
+    let robots = TrustedRobots::from_pem(&read(&broker.robots_ca)?)
+        .with_context(|| format!("cannot use {}", broker.robots_ca.display()))?;
+    Ok((moai_transport::tls::client_config(&ca, &certificate, &key)?, robots))
 }
 
 fn start_log(log: &LogConfig) -> anyhow::Result<()> {

@@ -5,24 +5,29 @@
 //! - every refusal has a code a robot can act on;
 //! - logs name sessions, contexts, models and times; never a byte of key or ciphertext.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod opening;
 
-use moai_fhe::{Context, EvaluationKeys, MAX_EVALUATION_KEY_LEN};
-use moai_transport::chunk::ChunkReceiver;
-use moai_transport::frame::{Claims, Frame, FrameKind};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use moai_fhe::{Context, EvaluationKeys};
+use moai_transport::frame::{Claims, Frame, FrameKind, Received};
 use moai_transport::ids::{ContextId, Digest, JobNumber, ModelId, WorkerId};
 use moai_transport::link::{Link, LinkEvent, Message, Outgoing, Qos};
-use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest, WorkerState};
+use moai_transport::message::{ErrorBody, ErrorCode, Have, WorkerState};
 use moai_transport::topic::Topic;
+use moai_transport::trust::TrustedRobots;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::opening::Verdict;
+use crate::attestation::Attestation;
 use crate::config::Config;
 use crate::evaluator::{Evaluator, Job, Outcome};
 use crate::models::Models;
+use crate::refusal::Refused;
 use crate::sessions::{Keys, SeenJob, Session, SessionKey, Sessions};
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,15 +47,16 @@ pub struct Service {
     context: ContextId,
     config: Config,
     models: Models,
+    robots: TrustedRobots,
+    /// None where every robot with a certificate is served.
+    attestation: Option<Attestation>,
     sessions: Sessions,
     evaluator: Evaluator,
     link: Link,
     preparing: JoinSet<Prepared>,
+    judging: JoinSet<Verdict>,
     sending: JoinSet<()>,
 }
-
-/// A refusal of one frame.
-struct Refused(ErrorCode, String);
 
 impl Service {
     /// A service that answers through `link`.
@@ -59,6 +65,8 @@ impl Service {
         worker: WorkerId,
         config: Config,
         models: Models,
+        robots: TrustedRobots,
+        attestation: Option<Attestation>,
         evaluator: Evaluator,
         link: Link,
     ) -> Self {
@@ -69,10 +77,13 @@ impl Service {
             context,
             config,
             models,
+            robots,
+            attestation,
             sessions,
             evaluator,
             link,
             preparing: JoinSet::new(),
+            judging: JoinSet::new(),
             sending: JoinSet::new(),
         }
     }
@@ -98,9 +109,14 @@ impl Service {
                 },
                 Some(outcome) = outcomes.recv() => self.computed(outcome),
                 Some(Ok(prepared)) = self.preparing.join_next() => self.prepared(prepared),
+                Some(Ok(verdict)) = self.judging.join_next() => self.judged(verdict),
                 Some(_) = self.sending.join_next() => {}
                 _ = sweep.tick() => {
-                    for key in self.sessions.expire(Instant::now()) {
+                    let now = Instant::now();
+                    if let Some(attestation) = &mut self.attestation {
+                        attestation.expire(now);
+                    }
+                    for key in self.sessions.expire(now) {
                         tracing::info!(identity = %key.identity, session = %key.session, "session expired, keys deleted");
                     }
                 }
@@ -148,12 +164,17 @@ impl Service {
         };
         let (Some(identity), Some(session)) = (topic.identity(), topic.session()) else { return };
         let key = SessionKey { identity: identity.clone(), session: session.clone() };
-        let frame = match Frame::decode(&message.payload) {
-            Ok(frame) => frame,
-            Err(error) => {
-                let refused = Refused(ErrorCode::MalformedFrame, error.to_string());
-                return self.refuse(&key, JobNumber(0), refused);
+        let received = Received::decode(&message.payload).map_err(Refused::from);
+        let frame = match received {
+            Ok(Received::Plain(frame)) => frame,
+            Ok(Received::Signed(signed)) => {
+                let opened = signed
+                    .verify(&self.robots, unix_now().as_secs())
+                    .map_err(Refused::from)
+                    .and_then(|verified| self.open(&key, &topic, &verified));
+                return opened.unwrap_or_else(|refused| self.refuse(&key, JobNumber(0), refused));
             }
+            Err(refused) => return self.refuse(&key, JobNumber(0), refused),
         };
         let number = if frame.kind == FrameKind::Job { frame.claims.number } else { 0 };
         if let Err(error) = frame.check_topic(&topic) {
@@ -161,10 +182,13 @@ impl Service {
             return self.refuse(&key, JobNumber(number), refused);
         }
         let handled = match frame.kind {
-            FrameKind::Open => self.open(&key, &frame),
             FrameKind::Chunk => self.chunk(&key, &frame),
             FrameKind::Job => self.job(&key, frame),
+            FrameKind::Attest => self.attest(&key, frame.body),
             FrameKind::Delete => {
+                if let Some(attestation) = &mut self.attestation {
+                    attestation.forget(&key);
+                }
                 if self.sessions.remove(&key) {
                     tracing::info!(identity = %key.identity, session = %key.session, "session deleted by its robot, keys deleted");
                 }
@@ -175,40 +199,6 @@ impl Service {
         if let Err(refused) = handled {
             self.refuse(&key, JobNumber(number), refused);
         }
-    }
-
-    fn open(&mut self, key: &SessionKey, frame: &Frame) -> Result<(), Refused> {
-        let manifest = Manifest::decode(&frame.body, MAX_EVALUATION_KEY_LEN as u64)
-            .map_err(|error| Refused(ErrorCode::MalformedFrame, error.to_string()))?;
-        if manifest.context != self.context {
-            let message = format!("this server computes in context {}", self.context);
-            return Err(Refused(ErrorCode::UnknownModel, message));
-        }
-        let now = Instant::now();
-        let asked = Duration::from_secs(u64::from(manifest.ttl_seconds));
-        let expires = now + asked.min(self.config.max_ttl);
-        let (nonce, key_digest) = (manifest.nonce, manifest.key_digest);
-        match self.sessions.get(key, now) {
-            Some(session) if session.key_digest == key_digest => {
-                session.nonce = nonce;
-                session.expires = session.expires.min(expires);
-            }
-            _ => {
-                if self.sessions.is_full() {
-                    let message = format!("{} sessions are open already", self.config.max_sessions);
-                    return Err(Refused(ErrorCode::Busy, message));
-                }
-                let receiver = ChunkReceiver::new(manifest, MAX_EVALUATION_KEY_LEN as u64)
-                    .map_err(|error| Refused(ErrorCode::TooLarge, error.to_string()))?;
-                tracing::info!(
-                    identity = %key.identity, session = %key.session, context = %self.context,
-                    ttl_seconds = asked.min(self.config.max_ttl).as_secs(), "session opens"
-                );
-                self.sessions.insert(key.clone(), Session::new(receiver, nonce, expires));
-            }
-        }
-        self.say_have(key);
-        Ok(())
     }
 
     fn say_have(&mut self, key: &SessionKey) {
@@ -382,13 +372,11 @@ impl Service {
         claims: Claims,
         body: Vec<u8>,
     ) {
-        let now =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let claims = Claims {
             identity: Some(key.identity.clone()),
             session: Some(key.session.clone()),
             context: Some(self.context),
-            expires_at: (now + ANSWER_EXPIRY).as_secs(),
+            expires_at: (unix_now() + ANSWER_EXPIRY).as_secs(),
             ..claims
         };
         match (Frame { kind, claims, body }).encode() {
@@ -401,6 +389,10 @@ impl Service {
             }
         }
     }
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn full_bitmap(chunks: usize) -> Vec<u8> {

@@ -21,6 +21,7 @@ pub struct Compute {
     settings: Settings,
     process: Option<Process>,
     worker: Option<String>,
+    run_arguments: Vec<String>,
 }
 
 impl Compute {
@@ -52,8 +53,13 @@ impl Compute {
         for snippet in server_toml {
             settings.overlay(snippet)?;
         }
-        let compute =
-            Self { directory: directory.to_owned(), settings, process: None, worker: None };
+        let compute = Self {
+            directory: directory.to_owned(),
+            settings,
+            process: None,
+            worker: None,
+            run_arguments: Vec::new(),
+        };
         compute.settings.write(&compute.config_file())?;
         Ok(compute)
     }
@@ -73,6 +79,15 @@ impl Compute {
         self.settings.write(&self.config_file())
     }
 
+    /// Serves only robots that are enrolled in this directory and attest, from the next start on.
+    ///
+    /// # Errors
+    /// The configuration cannot be written.
+    pub fn require_attestation(&mut self, enrolments: &Path) -> Result<()> {
+        self.run_arguments = vec!["--require-attestation".to_owned()];
+        self.configure(&format!("[attestation]\nenrolments = {}\n", quoted(enrolments)))
+    }
+
     /// Runs a subcommand such as `["config", "check"]` to its end.
     ///
     /// # Errors
@@ -89,7 +104,9 @@ impl Compute {
     /// The server ends, or is not up within [`SLOW`].
     pub async fn start(&mut self, watcher: &Client) -> Result<()> {
         watcher.skip(WORKER_STATUS);
-        let process = self.process.insert(self.launch("server", &["run"])?.spawn()?);
+        let arguments: Vec<&str> =
+            ["run"].into_iter().chain(self.run_arguments.iter().map(String::as_str)).collect();
+        let process = self.process.insert(self.launch("server", &arguments)?.spawn()?);
         watcher.show_on_failure(process.log());
         let announced = watcher.wait_for(WORKER_STATUS, "worker that is up", SLOW, |message| {
             message.json().is_ok_and(|status| status["up"] == true)

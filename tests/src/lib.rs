@@ -30,7 +30,9 @@ pub mod bench;
 pub mod broker;
 pub mod compute;
 pub mod demo;
+pub mod dump;
 pub mod log;
+pub mod moto;
 pub mod mqtt;
 pub mod onboard;
 pub mod pki;
@@ -41,6 +43,7 @@ pub mod recordings;
 pub mod robot;
 pub mod scan;
 pub mod settings;
+pub mod softhsm;
 pub mod swtpm;
 pub mod world;
 

@@ -2,18 +2,26 @@
 //!
 //! Invariants:
 //! - keys are ECDSA P-256, made for one run, in files of mode 0600;
-//! - the CA's key never leaves memory.
+//! - a certificate is valid for as long as any test runs, unless its test says otherwise.
 
+use std::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use moai_transport::frame::{Frame, FrameKind, FrameSigner, Received};
+use moai_transport::trust::TrustedRobots;
+use p256::ecdsa::signature::hazmat::PrehashSigner;
+use p256::ecdsa::{Signature, SigningKey};
+use p256::pkcs8::DecodePrivateKey;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -23,6 +31,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 pub struct Pki {
     directory: PathBuf,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// The two PEM files of a CA, for `moai-agent provision --ca … --ca-key …`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// Its certificate.
+    pub certificate: PathBuf,
+    /// Its private key, PKCS #8.
+    pub key: PathBuf,
 }
 
 /// Three PEM files: whom to trust, who we are, and the proof.
@@ -37,7 +54,7 @@ pub struct Credentials {
 }
 
 impl Pki {
-    /// Makes a CA whose certificate is `ca.pem` in `directory`.
+    /// Makes a CA whose certificate and key are `ca.pem` and `ca.key` in `directory`.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -50,15 +67,37 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        let pki = Self { directory: directory.to_owned(), issuer: Issuer::new(params, key) };
-        fs::write(pki.ca(), certificate.pem())?;
-        Ok(pki)
+        let Authority { certificate: ca, key: ca_key } = authority(directory);
+        fs::write(ca, certificate.pem())?;
+        write_private(&ca_key, &key.serialize_pem())?;
+        Ok(Self { directory: directory.to_owned(), issuer: Issuer::new(params, key) })
     }
 
     /// The CA's certificate.
     #[must_use]
     pub fn ca(&self) -> PathBuf {
-        self.directory.join("ca.pem")
+        self.authority().certificate
+    }
+
+    /// The CA's certificate and key.
+    #[must_use]
+    pub fn authority(&self) -> Authority {
+        authority(&self.directory)
+    }
+
+    /// A chain (PEM) for a robot whose private key is elsewhere, by its public key (SEC1). It begins
+    /// and ceases to be valid so long from now; a negative begin is in the past.
+    ///
+    /// # Errors
+    /// Seconds out of any range.
+    pub fn robot(
+        &self,
+        identity: &str,
+        public_key: [u8; 65],
+        seconds: Range<i64>,
+    ) -> Result<String> {
+        let params = valid(client(identity)?, seconds)?;
+        Ok(params.signed_by(&PublicKey(public_key), &self.issuer)?.pem())
     }
 
     /// A server certificate for `localhost` and `127.0.0.1`.
@@ -66,9 +105,8 @@ impl Pki {
     /// # Errors
     /// The files cannot be written.
     pub fn server(&self) -> Result<Credentials> {
-        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue("localhost", params)
+        let hosts = ["localhost".into(), "127.0.0.1".into()];
+        self.issue("localhost", &params("localhost", &hosts, ExtendedKeyUsagePurpose::ServerAuth)?)
     }
 
     /// A client certificate with the given common name.
@@ -76,14 +114,38 @@ impl Pki {
     /// # Errors
     /// The files cannot be written.
     pub fn client(&self, common_name: &str) -> Result<Credentials> {
-        let mut params = CertificateParams::default();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(common_name, params)
+        self.issue(common_name, &client(common_name)?)
     }
 
-    fn issue(&self, common_name: &str, mut params: CertificateParams) -> Result<Credentials> {
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    /// The robots this CA vouches for.
+    ///
+    /// # Errors
+    /// The CA's file has gone.
+    pub fn robots(&self) -> Result<TrustedRobots> {
+        Ok(TrustedRobots::from_pem(&fs::read(self.ca())?)?)
+    }
+
+    /// The open in these bytes, if a robot that this CA vouches for signed it for itself.
+    ///
+    /// # Errors
+    /// The bytes are no such open.
+    pub fn opened(&self, bytes: &[u8]) -> Result<Frame> {
+        let frame = received(bytes, &self.robots()?)?;
+        ensure!(frame.kind == FrameKind::Open, "a {:?} frame is no open", frame.kind);
+        Ok(frame)
+    }
+
+    /// A client certificate that ceases to be valid so many seconds from now; a negative number is in
+    /// the past.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn client_until(&self, common_name: &str, seconds: i64) -> Result<Credentials> {
+        const DAY: i64 = 24 * 60 * 60;
+        self.issue(common_name, &valid(client(common_name)?, -DAY..seconds)?)
+    }
+
+    fn issue(&self, common_name: &str, params: &CertificateParams) -> Result<Credentials> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         // Common names with a slash are issued on purpose: brokers must refuse them.
@@ -94,15 +156,91 @@ impl Pki {
             key: append(&file, ".key"),
         };
         fs::write(&credentials.certificate, certificate.pem())?;
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&credentials.key)?
-            .write_all(key.serialize_pem().as_bytes())?;
+        write_private(&credentials.key, &key.serialize_pem())?;
         Ok(credentials)
     }
+}
+
+/// The frame in these bytes, verified if its kind is signed, as a server does it.
+///
+/// # Errors
+/// The bytes are no frame, or nobody vouches for its signer.
+pub fn received(bytes: &[u8], robots: &TrustedRobots) -> Result<Frame> {
+    match Received::decode(bytes)? {
+        Received::Plain(frame) => Ok(frame),
+        Received::Signed(signed) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+            Ok(signed.verify(robots, now)?.into_frame())
+        }
+    }
+}
+
+/// Credentials that sign frames, as a robot with a software key does.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    key: SigningKey,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl FrameSigner for Signer {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.clone()
+    }
+
+    fn sign(&self, sha256: [u8; 32]) -> Result<[u8; 64], Box<dyn Error + Send + Sync>> {
+        let signature: Signature = self.key.sign_prehash(&sha256)?;
+        Ok(signature.to_bytes().into())
+    }
+}
+
+/// A public key whose private half this process has not.
+struct PublicKey([u8; 65]);
+
+impl PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+fn authority(directory: &Path) -> Authority {
+    Authority { certificate: directory.join("ca.pem"), key: directory.join("ca.key") }
+}
+
+fn client(common_name: &str) -> Result<CertificateParams> {
+    params(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth)
+}
+
+fn params(
+    common_name: &str,
+    hosts: &[String],
+    purpose: ExtendedKeyUsagePurpose,
+) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(hosts)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![purpose];
+    Ok(params)
+}
+
+/// Valid in this range of seconds from now.
+fn valid(mut params: CertificateParams, seconds: Range<i64>) -> Result<CertificateParams> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let at = |seconds: i64| -> Result<_> {
+        let at = now.checked_add_signed(seconds).context("before 1970")?;
+        Ok(rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(at))
+    };
+    (params.not_before, params.not_after) = (at(seconds.start)?, at(seconds.end)?);
+    Ok(params)
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
 }
 
 /// `with_extension` would cut a common name at its dot.
@@ -117,6 +255,16 @@ impl Credentials {
     #[must_use]
     pub fn trusting(self, ca: PathBuf) -> Self {
         Self { ca, ..self }
+    }
+
+    /// What signs frames with these credentials.
+    ///
+    /// # Errors
+    /// A file is missing or is not what its name says.
+    pub fn signer(&self) -> Result<Signer> {
+        let key = SigningKey::from_pkcs8_pem(&fs::read_to_string(&self.key)?)?;
+        let chain = CertificateDer::pem_file_iter(&self.certificate)?.collect::<Result<_, _>>()?;
+        Ok(Signer { key, chain })
     }
 
     /// The TLS 1.3 client configuration these credentials make.

@@ -67,6 +67,7 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     log_directory: PathBuf,
+    input: Option<PathBuf>,
 }
 
 impl Launch {
@@ -79,7 +80,15 @@ impl Launch {
             arguments: Vec::new(),
             environment: Vec::new(),
             log_directory: log_directory.to_owned(),
+            input: None,
         }
+    }
+
+    /// Gives the process a file as standard input.
+    #[must_use]
+    pub fn stdin(mut self, path: &Path) -> Self {
+        self.input = Some(path.to_owned());
+        self
     }
 
     /// Adds arguments.
@@ -104,6 +113,10 @@ impl Launch {
     pub fn spawn(self) -> Result<Process> {
         let setpriv = program("setpriv")?;
         let [out, err] = self.log_files()?;
+        let input = match &self.input {
+            Some(path) => File::open(path)?.into(),
+            None => Stdio::null(),
+        };
         let mut command = Command::new(setpriv);
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -114,7 +127,7 @@ impl Launch {
             .env_remove("RUST_LOG")
             .env_remove("NOTIFY_SOCKET")
             .envs(self.environment)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);

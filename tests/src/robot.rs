@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::broker::Broker;
 use crate::log::Log;
 use crate::onboard::{Onboard, PREFIX, SLOW};
-use crate::pki::Credentials;
+use crate::pki::{Authority, Credentials};
 use crate::process::{Finished, Launch, Process, STEP, binary};
 use crate::settings::{Settings, quoted};
 use crate::swtpm::Swtpm;
@@ -22,10 +22,19 @@ pub struct Blueprint {
     pub directory: PathBuf,
     /// The port of the uplink's broker, or of a proxy before it.
     pub uplink_port: u16,
-    /// Its certificate.
-    pub credentials: Credentials,
+    /// Where its identity key is, and who certifies it.
+    pub identity_key: IdentityKey,
     /// Snippets of configuration, laid over the harness's one by one.
     pub agent_toml: Vec<String>,
+}
+
+/// Where a robot's identity key is.
+#[derive(Debug, Clone)]
+pub enum IdentityKey {
+    /// In its TPM, certified by this CA when the robot is provisioned.
+    Tpm(Authority),
+    /// In a file, as only development permits.
+    Software(Credentials),
 }
 
 /// A robot.
@@ -47,7 +56,7 @@ impl Robot {
     /// # Errors
     /// A process does not come up.
     pub async fn build(blueprint: Blueprint) -> Result<Self> {
-        let Blueprint { identity, directory, uplink_port, credentials, agent_toml } = blueprint;
+        let Blueprint { identity, directory, uplink_port, identity_key, agent_toml } = blueprint;
         let tpm = Swtpm::start(&directory.join("tpm")).await?;
         let broker = Broker::onboard(&directory.join("broker")).await?;
         let onboard = Onboard::connect(broker.port()).await?;
@@ -60,20 +69,19 @@ impl Robot {
              [tpm]\ntcti = {tcti:?}\n\
              [onboard]\nhost = \"127.0.0.1\"\nport = {onboard_port}\nprefix = {PREFIX:?}\n\
              [uplink]\nhost = \"localhost\"\nport = {uplink_port}\n\
-             ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
+             certificate = {certificate}\n\
              [log]\nlevel = \"trace\"\n",
             state = quoted(&agent.join("state")),
             socket = quoted(&agent.join("control.sock")),
             tcti = tpm.tcti(),
             onboard_port = broker.port(),
-            ca = quoted(&credentials.ca),
-            certificate = quoted(&credentials.certificate),
-            key = quoted(&credentials.key),
+            certificate = quoted(&agent.join("state/robot.pem")),
         ))?;
+        settings.overlay(&identity_key.toml())?;
         for snippet in &agent_toml {
             settings.overlay(snippet)?;
         }
-        let agent = Agent::new(&agent, settings)?;
+        let agent = Agent::new(&agent, settings, &identity_key)?;
         Ok(Self { agent, onboard, broker, tpm })
     }
 
@@ -103,18 +111,51 @@ impl Robot {
     }
 }
 
+impl IdentityKey {
+    /// What the agent's configuration says of it.
+    fn toml(&self) -> String {
+        match self {
+            Self::Tpm(authority) => format!("[uplink]\nca = {}\n", quoted(&authority.certificate)),
+            Self::Software(credentials) => format!(
+                "development = true\n[uplink]\nca = {}\ncertificate = {}\nkey = {}\n",
+                quoted(&credentials.ca),
+                quoted(&credentials.certificate),
+                quoted(&credentials.key),
+            ),
+        }
+    }
+}
+
 /// `moai-agent` with its configuration and state.
 #[derive(Debug)]
 pub struct Agent {
     directory: PathBuf,
     settings: Settings,
+    /// What `provision` is told.
+    provisioning: Vec<String>,
+    program: &'static str,
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
 impl Agent {
-    fn new(directory: &Path, settings: Settings) -> Result<Self> {
+    fn new(directory: &Path, settings: Settings, identity_key: &IdentityKey) -> Result<Self> {
         fs::create_dir_all(directory.join("state"))?;
-        let agent = Self { directory: directory.to_owned(), settings, process: None };
+        let provisioning = match identity_key {
+            IdentityKey::Tpm(Authority { certificate, key }) => {
+                let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+                vec!["--ca".to_owned(), certificate, "--ca-key".to_owned(), key]
+            }
+            IdentityKey::Software(_) => Vec::new(),
+        };
+        let agent = Self {
+            directory: directory.to_owned(),
+            settings,
+            provisioning,
+            program: "moai-agent",
+            environment: Vec::new(),
+            process: None,
+        };
         agent.settings.write(&agent.config_file())?;
         Ok(agent)
     }
@@ -140,6 +181,25 @@ impl Agent {
         self.settings.write(&self.config_file())
     }
 
+    /// Sets an environment variable of the agent; it counts from the next start on.
+    pub fn set_env(&mut self, key: &str, value: &str) {
+        self.environment.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Has `moai-agent-double` do everything from now on, with these environment variables; the
+    /// program says what it understands.
+    pub fn use_double(&mut self, environment: &[(&str, &str)]) {
+        self.program = "moai-agent-double";
+        let owned = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        self.environment = owned.collect();
+    }
+
+    /// Has the agent itself do everything again.
+    pub fn use_real(&mut self) {
+        self.program = "moai-agent";
+        self.environment.clear();
+    }
+
     /// Runs a subcommand such as `["status"]` or `["config", "check"]` to its end.
     ///
     /// # Errors
@@ -148,12 +208,25 @@ impl Agent {
         self.launch(arguments.first().copied().unwrap_or("agent"), arguments)?.run(STEP).await
     }
 
-    /// Seals a fresh root secret in the TPM.
+    /// The same, with `input` on standard input.
+    ///
+    /// # Errors
+    /// It cannot be started or takes longer than [`STEP`].
+    pub async fn command_with_input(&self, arguments: &[&str], input: &str) -> Result<Finished> {
+        let path = self.directory.join("stdin");
+        fs::write(&path, input)?;
+        let name = arguments.first().copied().unwrap_or("agent");
+        self.launch(name, arguments)?.stdin(&path).run(STEP).await
+    }
+
+    /// Makes the root secret and the identity key, and has the key certified.
     ///
     /// # Errors
     /// `moai-agent provision` fails.
     pub async fn provision(&self) -> Result<Log> {
-        self.command(&["provision"]).await?.success()
+        let mut arguments = vec!["provision"];
+        arguments.extend(self.provisioning.iter().map(String::as_str));
+        self.command(&arguments).await?.success()
     }
 
     /// Starts `moai-agent run` without waiting for anything.
@@ -200,8 +273,10 @@ impl Agent {
 
     fn launch(&self, what: &str, arguments: &[&str]) -> Result<Launch> {
         let name = format!("agent-{what}");
-        Ok(Launch::new(&name, &binary("moai-agent")?, &self.directory.join("logs"))
+        let launch = Launch::new(&name, &binary(self.program)?, &self.directory.join("logs"))
             .args(["--config".as_ref(), self.config_file().as_os_str()])
-            .args(arguments))
+            .args(arguments);
+        let environment = self.environment.iter();
+        Ok(environment.fold(launch, |launch, (key, value)| launch.env(key, value)))
     }
 }

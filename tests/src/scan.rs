@@ -15,6 +15,9 @@ use anyhow::{Context, Result, ensure};
 /// The shortest needle: 8 random bytes occur in a gigabyte by chance once in 10^10 times.
 const MIN_LEN: usize = 8;
 
+/// Coefficients in a row: 64 random ones are as good as 8 random bytes.
+const RUN: usize = 64;
+
 /// One place where a needle was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -82,6 +85,44 @@ impl Needles {
             self.add(name, "text", whole.join(separator).into_bytes())?;
             let decimal: Vec<String> = numbers.iter().map(|n| format!("{n}.0")).collect();
             self.add(name, "decimal text", decimal.join(separator).into_bytes())?;
+        }
+        Ok(self)
+    }
+
+    /// Looks for each eighth byte of a secret on, so that a part of it is found too.
+    ///
+    /// # Errors
+    /// It is too short to mean anything.
+    pub fn parts(&mut self, name: &str, secret: &[u8]) -> Result<&mut Self> {
+        ensure!(secret.len() >= MIN_LEN, "{name}: {} bytes are too few", secret.len());
+        for (index, part) in secret.chunks_exact(MIN_LEN).enumerate() {
+            self.bytes(&format!("{name}, part {index}"), part)?;
+        }
+        Ok(self)
+    }
+
+    /// Looks for runs of 64 coefficients that are 0 or 1, one after the other, as integers of
+    /// 64, 32 and 8 bits and packed in both bit orders.
+    ///
+    /// # Errors
+    /// There are too few to mean anything.
+    pub fn bits(&mut self, name: &str, bits: &[u8]) -> Result<&mut Self> {
+        ensure!(bits.len() >= RUN, "{name}: {} coefficients are too few", bits.len());
+        for (index, run) in bits.chunks_exact(RUN).enumerate() {
+            let name = format!("{name}, coefficients from {}", index * RUN);
+            let widened = |zeros: usize| -> Vec<u8> {
+                run.iter().flat_map(|bit| [*bit].into_iter().chain(vec![0; zeros])).collect()
+            };
+            self.add(&name, "u64 le", widened(7))?;
+            self.add(&name, "u32 le", widened(3))?;
+            self.add(&name, "u8", run.to_vec())?;
+            let packed = |order: fn(u8, u8) -> u8| -> Vec<u8> {
+                run.chunks(8)
+                    .map(|bits| bits.iter().fold(0, |byte, bit| order(byte, *bit)))
+                    .collect()
+            };
+            self.add(&name, "packed, first bit highest", packed(|byte, bit| byte << 1 | bit))?;
+            self.add(&name, "packed, first bit lowest", packed(|byte, bit| byte >> 1 | bit << 7))?;
         }
         Ok(self)
     }
@@ -231,6 +272,46 @@ mod tests {
         let floats: Vec<u8> = SAMPLES.iter().flat_map(|n| f64::from(*n).to_le_bytes()).collect();
         assert_eq!(found(&floats), ["sample (f64 le)"]);
         assert!(found(b"-1,0,63,-300,1016,6").is_empty());
+    }
+
+    #[test]
+    fn parts_of_a_secret_are_found() {
+        let mut needles = Needles::default();
+        needles.parts("secret", SECRET).unwrap();
+        let findings = needles.build().unwrap().bytes("here", &SECRET[6..]);
+        assert_eq!(findings[0].what, "secret, part 1 (raw)");
+        assert_eq!(findings.len(), 1);
+    }
+
+    #[test]
+    fn coefficients_are_found_in_every_width() {
+        // A linear congruential generator's highest bits repeat late (Knuth's MMIX).
+        let step = |state: &u64| {
+            Some(
+                state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407),
+            )
+        };
+        let states = std::iter::successors(Some(1_u64), step);
+        let bits: Vec<u8> = states.map(|state| u8::from(state >> 63 == 1)).take(200).collect();
+        let mut needles = Needles::default();
+        needles.bits("key", &bits).unwrap();
+        let scanner = needles.build().unwrap();
+        let found = |haystack: Vec<u8>| -> Vec<String> {
+            scanner.bytes("here", &haystack).into_iter().map(|finding| finding.what).collect()
+        };
+        let wide = bits.iter().skip(1).flat_map(|bit| u64::from(*bit).to_le_bytes()).collect();
+        let expected = [64, 128].map(|from| format!("key, coefficients from {from} (u64 le)"));
+        assert_eq!(found(wide), expected);
+        let narrow = bits.iter().flat_map(|bit| u32::from(*bit).to_le_bytes()).collect();
+        assert_eq!(found(narrow).len(), 3);
+        assert_eq!(found(bits.clone()).len(), 3);
+        for bit in [|index: usize| index, |index: usize| 7 - index] {
+            let byte = |bits: &[u8]| (0..8).fold(0, |byte, i| byte | bits[bit(i)] << i);
+            assert_eq!(found(bits.chunks_exact(8).map(byte).collect()).len(), 3);
+        }
+        assert!(found(vec![0; 1000]).is_empty());
     }
 
     #[test]

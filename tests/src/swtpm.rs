@@ -91,6 +91,16 @@ impl Swtpm {
         self.power_on().await
     }
 
+    /// Puts another TPM in its place, one that knows nothing.
+    ///
+    /// # Errors
+    /// It does not end or the other does not come up.
+    pub async fn replace(&mut self) -> Result<()> {
+        self.power_off().await?;
+        std::fs::remove_dir_all(self.directory.join("state"))?;
+        self.power_on().await
+    }
+
     /// Kills the process, as if the chip were pulled.
     ///
     /// # Errors
@@ -107,7 +117,6 @@ impl Swtpm {
     /// # Errors
     /// The TPM refuses, or somebody else holds the connection.
     pub async fn extend_pcr(&self, index: u32, digest: &[u8; 32]) -> Result<()> {
-        const SESSIONS: u16 = 0x8002;
         let mut body = Vec::new();
         body.extend(0x0182_u32.to_be_bytes());
         body.extend(index.to_be_bytes());
@@ -118,6 +127,40 @@ impl Swtpm {
         body.extend(SHA256.to_be_bytes());
         body.extend(digest);
         self.command(SESSIONS, &body).await.map(drop)
+    }
+
+    /// Changes the owner's seed, so that every key below it is gone (`TPM2_Clear`, TPM 2.0 part 3,
+    /// 24.6).
+    ///
+    /// # Errors
+    /// The TPM refuses, or somebody else holds the connection.
+    pub async fn clear(&self) -> Result<()> {
+        self.command(SESSIONS, &lockout_command(0x0126, &[])).await.map(drop)
+    }
+
+    /// Puts the TPM into dictionary-attack lockout (`TPM2_DictionaryAttackParameters`, TPM 2.0
+    /// part 3, 25.3): no failure at all is tolerated any more.
+    ///
+    /// # Errors
+    /// The TPM refuses, or somebody else holds the connection.
+    pub async fn lock_out(&self) -> Result<()> {
+        self.command(SESSIONS, &dictionary_attack_parameters(0)).await.map(drop)
+    }
+
+    /// Puts the TPM into failure mode, where it stays until it is restarted: it cannot write its
+    /// state.
+    ///
+    /// # Errors
+    /// Somebody else holds the connection, or it did not fail.
+    pub async fn fail(&self) -> Result<()> {
+        const FAILURE: &str = "0x101";
+        let (state, away) = (self.directory.join("state"), self.directory.join("away"));
+        std::fs::rename(&state, &away)?;
+        let refused = self.command(SESSIONS, &dictionary_attack_parameters(3)).await;
+        std::fs::rename(&away, &state)?;
+        let refused = refused.err().context("the TPM wrote a state that is not there")?;
+        ensure!(refused.to_string().contains(FAILURE), "{refused:#}");
+        Ok(())
     }
 
     /// Reads a PCR of the SHA-256 bank (`TPM2_PCR_Read`, TPM 2.0 part 3, 22.4).
@@ -167,6 +210,24 @@ impl Swtpm {
 }
 
 const SHA256: u16 = 0x000b;
+const SESSIONS: u16 = 0x8002;
+
+/// A command on the lockout hierarchy, with its empty password.
+fn lockout_command(code: u32, parameters: &[u32]) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend(code.to_be_bytes());
+    body.extend(0x4000_000a_u32.to_be_bytes()); // TPM_RH_LOCKOUT
+    body.extend(9_u32.to_be_bytes());
+    body.extend(0x4000_0009_u32.to_be_bytes()); // TPM_RS_PW: the empty password
+    body.extend([0; 5]);
+    body.extend(parameters.iter().flat_map(|parameter| parameter.to_be_bytes()));
+    body
+}
+
+fn dictionary_attack_parameters(max_tries: u32) -> Vec<u8> {
+    const SECONDS: u32 = 1000;
+    lockout_command(0x013a, &[max_tries, SECONDS, SECONDS])
+}
 
 #[cfg(test)]
 mod tests {

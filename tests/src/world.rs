@@ -11,7 +11,7 @@ use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
 use crate::pki::Pki;
 use crate::proxy::Proxy;
-use crate::robot::{Blueprint, Robot};
+use crate::robot::{Blueprint, IdentityKey, Robot};
 
 /// The identity of the first robot.
 pub const IDENTITY: &str = "acme.robot-1";
@@ -34,6 +34,7 @@ pub struct World {
     /// The CA of the uplink.
     pub pki: Pki,
     agent_toml: Vec<String>,
+    software_key: bool,
     scratch: TempDir,
 }
 
@@ -47,6 +48,7 @@ pub struct Builder {
     server_toml: Vec<String>,
     proxied: bool,
     durable: bool,
+    software_key: bool,
     stage: Stage,
 }
 
@@ -78,6 +80,7 @@ impl World {
             server_toml: Vec::new(),
             proxied: false,
             durable: false,
+            software_key: false,
             stage: Stage::Running,
         }
     }
@@ -97,7 +100,7 @@ impl World {
             identity: identity.to_owned(),
             directory: self.directory().join(identity),
             uplink_port: self.broker.port(),
-            credentials: self.pki.client(identity)?,
+            identity_key: identity_key(&self.pki, identity, self.software_key)?,
             agent_toml: self.agent_toml.clone(),
         })
         .await
@@ -141,6 +144,14 @@ fn tenants(acl: &Acl) -> Vec<&str> {
     tenants.sort_unstable();
     tenants.dedup();
     tenants
+}
+
+fn identity_key(pki: &Pki, identity: &str, software: bool) -> Result<IdentityKey> {
+    Ok(if software {
+        IdentityKey::Software(pki.client(identity)?)
+    } else {
+        IdentityKey::Tpm(pki.authority())
+    })
 }
 
 async fn uplink_client(broker: &Broker, pki: &Pki, common_name: &str) -> Result<Client> {
@@ -206,6 +217,13 @@ impl Builder {
         self
     }
 
+    /// Robots whose identity key is a file, in development mode.
+    #[must_use]
+    pub fn software_key(mut self) -> Self {
+        self.software_key = true;
+        self
+    }
+
     /// Leaves the agent stopped.
     #[must_use]
     pub fn agent_stopped(mut self) -> Self {
@@ -251,13 +269,23 @@ impl Builder {
         let robot = Robot::build(Blueprint {
             directory: directory.join(&self.identity),
             uplink_port: proxy.as_ref().map_or(broker.port(), |proxy| proxy.port()),
-            credentials: pki.client(&self.identity)?,
+            identity_key: identity_key(&pki, &self.identity, self.software_key)?,
             identity: self.identity,
             agent_toml: self.agent_toml.clone(),
         })
         .await?;
-        let agent_toml = self.agent_toml;
-        let mut world = World { robot, compute, operator, proxy, broker, pki, agent_toml, scratch };
+        let (agent_toml, software_key) = (self.agent_toml, self.software_key);
+        let mut world = World {
+            robot,
+            compute,
+            operator,
+            proxy,
+            broker,
+            pki,
+            agent_toml,
+            software_key,
+            scratch,
+        };
         world.start_compute().await?;
         if self.stage >= Stage::Provisioned {
             world.robot.agent.provision().await?;

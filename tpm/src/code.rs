@@ -8,7 +8,8 @@ use bitfield::BitRange as _;
 use tss_esapi::Error;
 use tss_esapi::constants::response_code::Tss2ResponseCode;
 
-use crate::error::{Command, TpmError};
+use crate::command::Command;
+use crate::error::TpmError;
 
 const LAYER_TPM: u32 = 0;
 const LAYER_ESYS: u32 = 7;
@@ -30,12 +31,14 @@ const HIERARCHY: u32 = 0x085;
 const HANDLE: u32 = 0x08b;
 const AUTH_FAIL: u32 = 0x08e;
 const POLICY_FAIL: u32 = 0x09d;
+const SIGNATURE: u32 = 0x09b;
 const INTEGRITY: u32 = 0x09f;
 const BAD_AUTH: u32 = 0x0a2;
 
 const INITIALIZE: u32 = 0x100;
 const FAILURE: u32 = 0x101;
 const PCR_CHANGED: u32 = 0x128;
+const NV_SPACE: u32 = 0x14b;
 const OBJECT_MEMORY: u32 = 0x902;
 const SESSION_MEMORY: u32 = 0x903;
 const MEMORY: u32 = 0x904;
@@ -65,6 +68,16 @@ pub(crate) fn is_policy_failure(error: Error) -> bool {
 /// The handle does not exist in the TPM.
 pub(crate) fn is_missing_handle(error: Error) -> bool {
     has_reason(error, HANDLE)
+}
+
+/// The password of the object is another.
+pub(crate) fn is_wrong_password(error: Error) -> bool {
+    has_reason(error, BAD_AUTH) || has_reason(error, AUTH_FAIL)
+}
+
+/// The signature is not that of the key.
+pub(crate) fn is_wrong_signature(error: Error) -> bool {
+    has_reason(error, SIGNATURE)
 }
 
 /// A digest or value given with the command is not the TPM's.
@@ -130,6 +143,7 @@ fn classify_tpm(command: Command, code: u32) -> TpmError {
         INITIALIZE => TpmError::NotStarted,
         FAILURE => TpmError::FailureMode,
         PCR_CHANGED => TpmError::PcrChanged,
+        NV_SPACE => TpmError::PersistentSlots,
         LOCKOUT => TpmError::Lockout,
         OBJECT_MEMORY | OBJECT_HANDLES => TpmError::ObjectSlots,
         SESSION_MEMORY | SESSION_HANDLES => TpmError::SessionSlots,
@@ -159,6 +173,7 @@ mod tests {
             (0x101, TpmError::FailureMode),
             (0x100, TpmError::NotStarted),
             (0x128, TpmError::PcrChanged),
+            (0x14b, TpmError::PersistentSlots),
             (0x902, TpmError::ObjectSlots),
             (0x903, TpmError::SessionSlots),
             (0x000b_0903, TpmError::SessionSlots),

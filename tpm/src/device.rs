@@ -11,16 +11,20 @@ use std::fmt;
 use tracing::{debug, warn};
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::{CapabilityType, PropertyTag, SessionType};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, SessionHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::resource_handles::Provision;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{CapabilityData, SymmetricDefinition};
 use tss_esapi::{Context, Error, WrapperErrorKind};
 use zeroize::Zeroizing;
 
 use crate::code;
-use crate::error::{Command, TpmError};
-use crate::pcr::{PcrSelection, PcrValues};
+use crate::command::Command;
+use crate::error::TpmError;
+use crate::measurements::Measurements;
+use crate::pcr::PcrSelection;
+use crate::srk::Name;
 use crate::tcti::Tcti;
 
 /// First handles of the ranges that occupy slots (TPM 2.0 Part 2, 7.2).
@@ -66,6 +70,15 @@ pub struct Loaded {
 
 pub(crate) struct Device {
     context: Context,
+    open: Vec<Open>,
+}
+
+/// The library's record of a persistent object. There is one for all nested users: whether the
+/// library counts them itself depends on its version.
+struct Open {
+    handle: u32,
+    object: ObjectHandle,
+    users: usize,
 }
 
 impl Device {
@@ -73,7 +86,7 @@ impl Device {
         let absent = || TpmError::Absent { tcti: tcti.clone(), absence: tcti.absence() };
         let conf = tcti.name_conf().map_err(|_| absent())?;
         let context = Context::new(conf).map_err(|_| absent())?;
-        let mut device = Self { context };
+        let mut device = Self { context, open: Vec::new() };
         if tcti.is_swtpm() {
             device.flush_leaked()?;
         }
@@ -119,15 +132,24 @@ impl Device {
             })?
             .ok_or(TpmError::Malformed { command })?;
         self.with_flushed(SessionHandle::from(session).into(), |device| {
-            let (attributes, mask) = SessionAttributesBuilder::new()
-                .with_decrypt(true)
-                .with_encrypt(true)
-                .with_continue_session(true)
-                .build();
-            device.execute(command, |context| {
-                context.tr_sess_set_attributes(session, attributes, mask)
-            })?;
+            device.encrypt_parameters(session, true)?;
             f(device, session)
+        })
+    }
+
+    /// Has a session encrypt parameters both ways, or leave that to another one.
+    pub(crate) fn encrypt_parameters(
+        &mut self,
+        session: AuthSession,
+        encrypt: bool,
+    ) -> Result<(), TpmError> {
+        let (attributes, mask) = SessionAttributesBuilder::new()
+            .with_decrypt(encrypt)
+            .with_encrypt(encrypt)
+            .with_continue_session(true)
+            .build();
+        self.execute(Command::StartAuthSession, |context| {
+            context.tr_sess_set_attributes(session, attributes, mask)
         })
     }
 
@@ -144,8 +166,92 @@ impl Device {
         Ok(value)
     }
 
+    /// Looks for a persistent object. What is found is to be closed.
+    pub(crate) fn find(&mut self, handle: u32) -> Result<Option<ObjectHandle>, TpmError> {
+        if let Some(open) = self.open.iter_mut().find(|open| open.handle == handle) {
+            open.users += 1;
+            return Ok(Some(open.object));
+        }
+        let command = Command::ReadPublic;
+        let persistent = self.execute(command, |_| PersistentTpmHandle::new(handle))?;
+        match self.attempt(|context| context.tr_from_tpm_public(TpmHandle::Persistent(persistent)))
+        {
+            Ok(object) => {
+                self.open.push(Open { handle, object, users: 1 });
+                Ok(Some(object))
+            }
+            Err(error) if code::is_missing_handle(error) => Ok(None),
+            Err(error) => Err(code::translate(command, error)),
+        }
+    }
+
+    /// Runs `f` with what [`Self::find`] found, then closes the record of it.
+    pub(crate) fn with_closed<T>(
+        &mut self,
+        object: ObjectHandle,
+        f: impl FnOnce(&mut Self, ObjectHandle) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        let outcome = f(self, object);
+        let closed = self.close(object);
+        let value = outcome?;
+        closed?;
+        Ok(value)
+    }
+
+    fn close(&mut self, mut object: ObjectHandle) -> Result<(), TpmError> {
+        if let Some(index) = self.open.iter().position(|open| open.object == object)
+            && let Some(open) = self.open.get_mut(index)
+        {
+            open.users -= 1;
+            if open.users > 0 {
+                return Ok(());
+            }
+            self.open.swap_remove(index);
+        }
+        self.execute(Command::ReadPublic, |context| context.tr_close(&mut object))
+    }
+
+    /// Makes a transient object persistent.
+    pub(crate) fn persist(&mut self, key: KeyHandle, handle: u32) -> Result<(), TpmError> {
+        let object = self.execute(Command::EvictControl, |context| {
+            let handle = PersistentTpmHandle::new(handle)?.into();
+            context.execute_with_session(Some(AuthSession::Password), |context| {
+                context.evict_control(Provision::Owner, key.into(), handle)
+            })
+        })?;
+        self.close(object)
+    }
+
+    /// Removes a persistent object, if it is there.
+    pub(crate) fn evict(&mut self, handle: u32) -> Result<(), TpmError> {
+        let Some(mut object) = self.find(handle)? else {
+            return Ok(());
+        };
+        let evicted = self.execute(Command::EvictControl, |context| {
+            let handle = PersistentTpmHandle::new(handle)?.into();
+            context.execute_with_session(Some(AuthSession::Password), |context| {
+                context.evict_control(Provision::Owner, object, handle)
+            })
+        });
+        if let Err(error) = evicted {
+            return self.with_closed(object, |_, _| Err(error));
+        }
+        self.open.retain(|open| open.object != object);
+        // Some versions of the library keep the record of what was evicted, which would be in
+        // the way of the next object there; some do not, and say so.
+        let _ = self.attempt(|context| context.tr_close(&mut object));
+        Ok(())
+    }
+
+    /// Name of an object, which the library derives from its public area; `None` if it is not
+    /// one with SHA-256.
+    pub(crate) fn name_of(&mut self, object: ObjectHandle) -> Result<Option<Name>, TpmError> {
+        let name = self.execute(Command::ReadPublic, |context| context.tr_get_name(object))?;
+        Ok(name.value().try_into().ok())
+    }
+
     /// Reads PCRs; the answer is not authenticated.
-    pub(crate) fn read_pcrs(&mut self, selection: PcrSelection) -> Result<PcrValues, TpmError> {
+    pub(crate) fn read_pcrs(&mut self, selection: PcrSelection) -> Result<Measurements, TpmError> {
         let command = Command::PcrRead;
         let mut concatenated = Vec::with_capacity(selection.values_len());
         for batch in selection.batches() {
@@ -160,10 +266,10 @@ impl Device {
                 return Err(TpmError::PcrBank { selection });
             }
         }
-        PcrValues::new(selection, concatenated).ok_or(TpmError::Malformed { command })
+        Measurements::new(selection, concatenated).ok_or(TpmError::Malformed { command })
     }
 
-    pub(crate) fn random(&mut self) -> Result<Zeroizing<[u8; 32]>, TpmError> {
+    pub(crate) fn random(&mut self) -> Result<Box<Zeroizing<[u8; 32]>>, TpmError> {
         self.ensure_srk()?;
         self.with_srk(|device, srk, _| {
             device.with_session(SessionType::Hmac, srk, |device, session| {
@@ -171,7 +277,7 @@ impl Device {
                 let bytes = device.execute(command, |context| {
                     context.execute_with_session(Some(session), |context| context.get_random(32))
                 })?;
-                let mut random = Zeroizing::new([0; 32]);
+                let mut random = Box::new(Zeroizing::new([0; 32]));
                 if bytes.value().len() != random.len() {
                     return Err(TpmError::Malformed { command });
                 }

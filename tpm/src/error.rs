@@ -3,12 +3,17 @@
 //! Invariants: every message names the cause and the remedy; [`TpmError::advice`] answers retry,
 //! fix or stop for every variant; response codes are translated in `code` and nowhere else.
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::blob::BlobError;
+use crate::changed::Changed;
+use crate::command::Command;
+use crate::epoch::Epoch;
+use crate::identity::KeyTrouble;
+use crate::key_blob::KeyKind;
 use crate::pcr::PcrSelection;
+use crate::signed_policy::PolicyError;
 use crate::tcti::Tcti;
 
 /// What the caller should do after an error.
@@ -47,45 +52,6 @@ pub enum Absence {
     /// Any other refusal of the operating system.
     #[error("{0}: look in the kernel log for TPM messages")]
     Other(ErrorKind),
-}
-
-/// The TPM command (TPM 2.0 Part 3) that was being executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the commands")]
-pub enum Command {
-    Create,
-    CreatePrimary,
-    EvictControl,
-    FlushContext,
-    GetCapability,
-    GetRandom,
-    Load,
-    PcrRead,
-    PolicyGetDigest,
-    PolicyPcr,
-    ReadPublic,
-    StartAuthSession,
-    Unseal,
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Create => "TPM2_Create",
-            Self::CreatePrimary => "TPM2_CreatePrimary",
-            Self::EvictControl => "TPM2_EvictControl",
-            Self::FlushContext => "TPM2_FlushContext",
-            Self::GetCapability => "TPM2_GetCapability",
-            Self::GetRandom => "TPM2_GetRandom",
-            Self::Load => "TPM2_Load",
-            Self::PcrRead => "TPM2_PCR_Read",
-            Self::PolicyGetDigest => "TPM2_PolicyGetDigest",
-            Self::PolicyPcr => "TPM2_PolicyPCR",
-            Self::ReadPublic => "TPM2_ReadPublic",
-            Self::StartAuthSession => "TPM2_StartAuthSession",
-            Self::Unseal => "TPM2_Unseal",
-        })
-    }
 }
 
 /// A TPM operation that failed.
@@ -133,8 +99,8 @@ pub enum TpmError {
     /// Selected PCRs no longer hold the values they held at sealing.
     #[error(
         "the platform is not in the state the root secret was sealed to ({selection}): {}. Boot \
-         the software and settings it was provisioned with, or provision anew if the change is \
-         intended",
+         the software and settings it was provisioned with, or use the recovery code if the \
+         change is intended",
         Changed(.changed)
     )]
     PcrMismatch {
@@ -143,6 +109,99 @@ pub enum TpmError {
         /// The PCRs that differ, as far as it could be told.
         changed: Vec<u8>,
     },
+    /// Selected PCRs no longer hold the values they held at sealing, and there is no signed policy.
+    #[error(
+        "the platform is not in the state the root secret was sealed to ({selection}): {}; and \
+         there is no policy signed by the policy key {key}. Install the signed policy of this \
+         firmware, boot the firmware the robot had, or use the recovery code",
+        Changed(.changed)
+    )]
+    NoPolicy {
+        /// The selection of the sealed root.
+        selection: PcrSelection,
+        /// The PCRs that differ.
+        changed: Vec<u8>,
+        /// Fingerprint of the policy key.
+        key: String,
+    },
+    /// Signed policies, but none by the right key.
+    #[error(
+        "no signed policy at hand is signed by the policy key {key}, or it was altered since: \
+         install one that is signed by that key, or use the recovery code"
+    )]
+    PolicySigner {
+        /// Fingerprint of the policy key.
+        key: String,
+    },
+    /// Signed by the right key, but for other PCRs.
+    #[error(
+        "the root secret was sealed to {sealed}, the signed policy is for {signed}: sign one for \
+         {sealed}, or use the recovery code and seal anew"
+    )]
+    PolicySelection {
+        /// The PCRs of the sealed root.
+        sealed: PcrSelection,
+        /// The PCRs of a policy at hand.
+        signed: PcrSelection,
+    },
+    /// Signed by the right key for the right PCRs, but for other values.
+    #[error(
+        "no signed policy is for the present state of the platform ({selection}): since the \
+         closest one, {}. Install the signed policy of this firmware, boot the firmware that it \
+         was signed for, or use the recovery code",
+        Changed(.changed)
+    )]
+    PolicyStale {
+        /// The selection of the sealed root.
+        selection: PcrSelection,
+        /// The PCRs that differ from the policy that is closest.
+        changed: Vec<u8>,
+    },
+    /// Another recovery code.
+    #[error(
+        "the TPM refuses the recovery code: it is that of another robot or of an earlier epoch; \
+         look up the right one"
+    )]
+    RecoveryRefused,
+    /// There is no recovery code.
+    #[error(
+        "the root secret was sealed without a recovery code: boot the state it was sealed to, \
+         recover from escrow, or provision anew"
+    )]
+    NoRecovery,
+    /// The storage key of the sealed root's epoch is gone.
+    #[error(
+        "the TPM no longer has the storage key of epoch {epoch} (persistent handle \
+         {handle:#x}): {}",
+        if *.superseded {
+            "a later rotation destroyed it, so this is an old copy of the sealed root secret, \
+             put back. Restore the newest one; the old one opens nowhere any more"
+        } else {
+            "it was evicted by hand. Recover from escrow or provision anew"
+        },
+        handle = .epoch.handle()
+    )]
+    EpochGone {
+        /// The epoch of the sealed root.
+        epoch: Epoch,
+        /// Whether the key of another epoch is there.
+        superseded: bool,
+    },
+    /// Something of somebody else lies where the storage key of an epoch belongs.
+    #[error(
+        "another program keeps an object at {handle:#x}, where the storage key of an epoch \
+         belongs: remove it with `tpm2_evictcontrol -C o -c {handle:#x}` if nothing uses it"
+    )]
+    HandleTaken {
+        /// The persistent handle.
+        handle: u32,
+    },
+    /// No room for a persistent object.
+    #[error(
+        "the TPM has no room for another persistent object: list them with `tpm2_getcap \
+         handles-persistent` and remove those that nothing uses with `tpm2_evictcontrol`"
+    )]
+    PersistentSlots,
     /// A PCR was extended while it was being used.
     #[error("a PCR changed during the operation: try again once the boot has finished")]
     PcrChanged,
@@ -160,6 +219,14 @@ pub enum TpmError {
          provision anew"
     )]
     Tampered,
+    /// This TPM cannot use an identity or attestation key.
+    #[error("the {kind} {trouble}")]
+    Key {
+        /// Which key.
+        kind: KeyKind,
+        /// Why.
+        trouble: KeyTrouble,
+    },
     /// The storage root key belongs to another TPM.
     #[error(
         "the root secret was sealed by another TPM: put the storage back into the robot it came \
@@ -190,8 +257,8 @@ pub enum TpmError {
     SrkUnsuitable,
     /// The owner hierarchy or the storage root key has a password.
     #[error(
-        "the TPM refused the empty password during {command}: create the storage root key at \
-         {SRK:#x} with an empty password, using the owner password, or clear that password",
+        "the TPM refused the empty password during {command}: leave the owner password and that \
+         of the storage root key at {SRK:#x} empty",
         SRK = crate::srk::SRK_HANDLE
     )]
     Password {
@@ -273,48 +340,12 @@ pub enum TpmError {
     OwnerStopped,
 }
 
-struct Changed<'a>(&'a [u8]);
-
-impl fmt::Display for Changed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((last, rest)) = self.0.split_last() else {
-            return f.write_str("which PCR changed cannot be told");
-        };
-        for index in rest {
-            write!(f, "PCR {index}{} and ", Meaning(*index))?;
-        }
-        write!(f, "PCR {last}{} changed", Meaning(*last))
-    }
-}
-
-/// What a PCR measures (TCG PC Client Platform Firmware Profile; UAPI PCR registry).
-struct Meaning(u8);
-
-impl fmt::Display for Meaning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            0 => " (firmware code)",
-            1 => " (firmware settings)",
-            2 => " (option ROMs)",
-            4 => " (boot loader)",
-            5 => " (partition table)",
-            7 => " (Secure Boot state)",
-            8 => " (boot loader commands)",
-            9 => " (kernel and initrd)",
-            10 => " (IMA)",
-            11 => " (unified kernel image)",
-            12 => " (kernel command line)",
-            14 => " (MOK certificates)",
-            _ => "",
-        })
-    }
-}
-
 impl TpmError {
     /// Retry, fix or stop?
     #[must_use]
     pub fn advice(&self) -> Advice {
         match self {
+            Self::Key { trouble, .. } => trouble.advice(),
             Self::ConnectionLost { .. }
             | Self::Deadline { .. }
             | Self::Busy
@@ -325,6 +356,15 @@ impl TpmError {
             | Self::Panicked => Advice::Retry,
             Self::Absent { .. }
             | Self::PcrMismatch { .. }
+            | Self::NoPolicy { .. }
+            | Self::PolicySigner { .. }
+            | Self::PolicySelection { .. }
+            | Self::PolicyStale { .. }
+            | Self::RecoveryRefused
+            | Self::NoRecovery
+            | Self::EpochGone { superseded: true, .. }
+            | Self::HandleTaken { .. }
+            | Self::PersistentSlots
             | Self::PcrBank { .. }
             | Self::OtherTpm
             | Self::SrkChanged
@@ -336,6 +376,7 @@ impl TpmError {
             | Self::HierarchyDisabled { .. }
             | Self::OwnerStopped => Advice::Fix,
             Self::Tampered
+            | Self::EpochGone { superseded: false, .. }
             | Self::OwnerCleared
             | Self::Forged { .. }
             | Self::Malformed { .. }
@@ -350,12 +391,18 @@ impl BlobError {
     #[must_use]
     pub fn advice(&self) -> Advice {
         match self {
-            Self::Exists(_) | Self::Missing(_) | Self::Io { .. } | Self::Version { .. } => {
-                Advice::Fix
-            }
+            Self::Version { .. } => Advice::Fix,
             Self::TooLarge | Self::NotSealedRoot | Self::Damaged | Self::Malformed(_) => {
                 Advice::Stop
             }
         }
+    }
+}
+
+impl PolicyError {
+    /// Retry, fix or stop? Every one is a wrong or damaged file that can be replaced.
+    #[must_use]
+    pub fn advice(&self) -> Advice {
+        Advice::Fix
     }
 }

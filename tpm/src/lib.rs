@@ -1,8 +1,10 @@
 //! TPM 2.0 custody of a root secret.
 //!
-//! A [`RootSecret`] of 32 bytes is sealed under the TPM's storage root key (SRK) and a PCR
-//! policy; what comes out is a [`SealedRoot`], a file that only this TPM opens, and only while
-//! the selected PCRs hold the values they held at sealing.
+//! A [`RootSecret`] of 32 bytes is sealed below the storage key of its [`Epoch`], which never
+//! leaves the TPM, under a policy: the PCR values at sealing, or any that the fleet's
+//! [`PolicyKey`] signed ([`SignedPolicy`]), or a [`RecoveryCode`]. What comes out is a
+//! [`SealedRoot`], which only this TPM opens, and only until the epoch is retired
+//! ([`Tpm::retire`]).
 //!
 //! Invariants of the crate:
 //! 1. One thread owns the connection to the TPM. [`Tpm`] is a handle to it; every call is
@@ -10,40 +12,63 @@
 //! 2. The secret crosses the bus only inside sessions that are salted to the SRK and encrypt
 //!    parameters both ways (TPM 2.0 Part 1, 19.6 and 21). Unsealing salts only to the SRK whose
 //!    name was recorded at sealing, so a key put in its place learns nothing.
-//! 3. Sealed objects are fixedTPM, fixedParent, noDA and without userWithAuth: the PCR policy is
-//!    the only way in, and a robot whose power was cut cannot be locked out.
-//! 4. Nothing of ours stays in the TPM after a call but the SRK at [`SRK_HANDLE`].
+//! 3. Sealed objects are fixedTPM, fixedParent, noDA and without userWithAuth: the policy is the
+//!    only way in, and a robot whose power was cut cannot be locked out.
+//! 4. Nothing of ours stays in the TPM after a call but the SRK at [`SRK_HANDLE`] and the storage
+//!    keys of epochs at [`Epoch::handle`].
 //! 5. Every error says what happened and what to do: see [`TpmError::advice`].
 //!
-//! The C library copies secrets to buffers of its own and does not wipe them; a program that
-//! cares installs a zeroizing allocator.
-//!
 //! ```no_run
-//! use moai_tpm::{Options, PcrSelection, RootSecret, Tpm};
+//! use moai_tpm::{Epoch, Options, PcrSelection, Protection, RootSecret, Tpm};
 //!
 //! let tpm = Tpm::start("device:/dev/tpmrm0".parse()?, Options::default())?;
-//! let secret = RootSecret::from_bytes([7; 32]);
-//! tpm.seal(&secret, &PcrSelection::default())?.save("root.sealed".as_ref())?;
+//! let root = RootSecret::from_bytes([7; 32]);
+//! let protection = Protection { pcrs: PcrSelection::default(), policy_key: None };
+//! let sealed = tpm.seal(Epoch::FIRST, &root, None, &protection)?;
+//! assert_eq!(tpm.unseal(&sealed, &[])?.root.expose(), root.expose());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod approval;
 mod blob;
+mod changed;
 mod code;
+mod command;
 mod device;
+mod epoch;
 mod error;
+mod forget;
+mod identity;
+mod key_blob;
+mod measurements;
 mod owner;
 mod pcr;
+mod policy;
+mod policy_key;
+mod reader;
+mod recovery;
 mod seal;
 mod secret;
+mod signed_policy;
 mod srk;
 mod tcti;
 mod tpm;
+mod unseal;
 
 pub use blob::{BlobError, MAX_SEALED_LEN, SealedRoot};
+pub use command::Command;
 pub use device::{Loaded, Properties};
-pub use error::{Absence, Advice, Command, TpmError};
+pub use epoch::Epoch;
+pub use error::{Absence, Advice, TpmError};
+pub use identity::{Attested, KeyTrouble};
+pub use key_blob::{KeyBlob, KeyBlobError, KeyKind, MAX_KEY_BLOB_LEN};
+pub use measurements::{Measurements, MeasurementsError};
 pub use pcr::{PcrSelection, PcrSelectionError};
-pub use secret::RootSecret;
+pub use policy::Protection;
+pub use policy_key::PolicyKey;
+pub use recovery::{RecoveryCode, RecoveryCodeError};
+pub use secret::{RootSecret, Unsealed};
+pub use signed_policy::{MAX_SIGNED_POLICY_LEN, PolicyError, SignedPolicy, sign_policy};
 pub use srk::SRK_HANDLE;
 pub use tcti::{Tcti, TctiError};
 pub use tpm::{Options, Tpm};

@@ -7,8 +7,11 @@
 //! 3. The queue is bounded; when it is full the caller is told so at once.
 //! 4. A job that panics or breaks the connection costs the resource, never the thread: the next
 //!    job finds it opened anew.
-//! 5. The thread ends when the last [`Owner`] is dropped.
+//! 5. After a job the stack it ran on is overwritten: the C library and its wrapper leave copies
+//!    of secrets there.
+//! 6. The thread ends when the last [`Owner`] is dropped.
 
+use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
@@ -18,6 +21,9 @@ use crate::code::spares_connection;
 use crate::error::TpmError;
 
 const QUEUE_LEN: usize = 16;
+
+/// More than a job reaches down the stack.
+const STACK_LEN: usize = 64 * 1024;
 
 /// Handle to a thread that owns an `R`.
 pub(crate) struct Owner<R> {
@@ -99,7 +105,15 @@ fn run<R>(jobs: &Receiver<Job<R>>, mut open: impl FnMut() -> Result<R, TpmError>
             let broken = resource.take();
             let _ = contained(|| drop(broken));
         }
+        overwrite_stack();
     }
+}
+
+/// Overwrites what earlier calls left on the stack below the caller's frame.
+#[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what it is about")]
+fn overwrite_stack() {
+    black_box(&mut [0_u8; STACK_LEN]);
 }
 
 /// Runs `f`; `None` when it panicked. Whatever it touched is thrown away then.
@@ -113,7 +127,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
-    use crate::error::Command;
+    use crate::command::Command;
 
     const PATIENT: Duration = Duration::from_mins(1);
 

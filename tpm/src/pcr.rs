@@ -1,20 +1,15 @@
-//! PCR selections, PCR values and the policy digest they make.
+//! PCR selections.
 //!
-//! Invariants: a selection has one bank and at least one of the PCRs 0 to 23; values are held in
-//! ascending PCR order, one digest of the bank's size for each selected PCR.
+//! Invariant: a selection has one bank and at least one of the PCRs 0 to 23.
 
 use std::fmt;
 use std::str::FromStr;
 
-use sha2::{Digest as _, Sha256};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::structures::{PcrSelectionList, PcrSlot};
 
 /// PCRs of a PC Client TPM (TCG PC Client Platform TPM Profile).
 const PCR_COUNT: u8 = 24;
-
-/// `TPM_CC_PolicyPCR` (TPM 2.0 Part 2, 6.5.2).
-const COMMAND_CODE_POLICY_PCR: u32 = 0x0000_017f;
 
 /// Hash bank. SHA-1 is not offered: its collisions are within reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,9 +137,25 @@ impl PcrSelection {
         (mask != 0 && mask >> PCR_COUNT == 0).then_some(Self { bank, mask })
     }
 
+    /// The selection on the wire, `TPMS_PCR_SELECTION` (TPM 2.0 Part 2, 10.6.2).
+    pub(crate) fn marshalled(self) -> [u8; 6] {
+        let [high, low] = self.bank.id().to_be_bytes();
+        let [first, second, third, _] = self.mask.to_le_bytes();
+        [high, low, 3, first, second, third]
+    }
+
+    pub(crate) fn bank_name(self) -> &'static str {
+        self.bank.name()
+    }
+
+    /// Length in bytes of one PCR's value.
+    pub(crate) fn digest_len(self) -> usize {
+        self.bank.digest_len()
+    }
+
     /// Length in bytes of the selection's concatenated values.
     pub(crate) fn values_len(self) -> usize {
-        self.bank.digest_len() * self.indices().count()
+        self.digest_len() * self.indices().count()
     }
 
     /// Parts of at most eight PCRs, what one `TPM2_PCR_Read` answers.
@@ -166,59 +177,5 @@ impl PcrSelection {
             .map(|index| PcrSlot::try_from(1 << index))
             .collect::<tss_esapi::Result<Vec<_>>>()?;
         PcrSelectionList::builder().with_selection(self.bank.algorithm(), &slots).build()
-    }
-}
-
-/// The values of selected PCRs at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PcrValues {
-    selection: PcrSelection,
-    concatenated: Vec<u8>,
-}
-
-impl PcrValues {
-    /// `concatenated` holds one digest for each selected PCR in ascending order.
-    pub(crate) fn new(selection: PcrSelection, concatenated: Vec<u8>) -> Option<Self> {
-        (concatenated.len() == selection.values_len()).then_some(Self { selection, concatenated })
-    }
-
-    pub(crate) fn selection(&self) -> PcrSelection {
-        self.selection
-    }
-
-    pub(crate) fn concatenated(&self) -> &[u8] {
-        &self.concatenated
-    }
-
-    /// The PCRs whose values differ between two readings of one selection.
-    pub(crate) fn differing(&self, other: &Self) -> Vec<u8> {
-        let len = self.selection.bank.digest_len();
-        let pairs = self.concatenated.chunks(len).zip(other.concatenated.chunks(len));
-        self.selection
-            .indices()
-            .zip(pairs)
-            .filter(|(_, (ours, theirs))| ours != theirs)
-            .map(|(index, _)| index)
-            .collect()
-    }
-
-    /// `pcrDigest` of `TPM2_PolicyPCR`: hash of the concatenated values.
-    pub(crate) fn digest(&self) -> [u8; 32] {
-        Sha256::digest(&self.concatenated).into()
-    }
-
-    /// Policy digest of one `TPM2_PolicyPCR` over these values (TPM 2.0 Part 3, 23.7):
-    /// `H(0^32 || TPM_CC_PolicyPCR || TPML_PCR_SELECTION || pcrDigest)`.
-    pub(crate) fn policy(&self) -> [u8; 32] {
-        let [low, middle, high, _] = self.selection.mask.to_le_bytes();
-        Sha256::new()
-            .chain_update([0; 32])
-            .chain_update(COMMAND_CODE_POLICY_PCR.to_be_bytes())
-            .chain_update(1_u32.to_be_bytes())
-            .chain_update(self.selection.bank.id().to_be_bytes())
-            .chain_update([3, low, middle, high])
-            .chain_update(self.digest())
-            .finalize()
-            .into()
     }
 }

@@ -10,19 +10,19 @@
 
 use tracing::info;
 use tss_esapi::attributes::ObjectAttributesBuilder;
-use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
-use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
+use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     EccParameter, EccPoint, Public, PublicEccParametersBuilder, SymmetricDefinitionObject,
 };
 
 use crate::blob::NAME_LEN;
-use crate::code;
+use crate::command::Command;
 use crate::device::Device;
-use crate::error::{Command, TpmError};
+use crate::error::TpmError;
 
 /// Persistent handle of the storage root key (TCG TPM v2.0 Provisioning Guidance).
 pub const SRK_HANDLE: u32 = 0x8100_0001;
@@ -46,26 +46,33 @@ impl Device {
         &mut self,
         f: impl FnOnce(&mut Self, KeyHandle, Name) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
-        let mut object = self.find_srk()?.ok_or(TpmError::SrkChanged)?;
-        let outcome =
-            self.suitable_name(object.into()).and_then(|name| f(self, object.into(), name));
-        let closed = self.execute(Command::ReadPublic, |context| context.tr_close(&mut object));
-        let value = outcome?;
-        closed?;
-        Ok(value)
+        let object = self.find(SRK_HANDLE)?.ok_or(TpmError::SrkChanged)?;
+        self.with_closed(object, |device, object| {
+            let name = device.suitable_name(object.into())?;
+            f(device, object.into(), name)
+        })
     }
 
-    /// Runs `f` with the persistent SRK if it is the recorded one.
+    /// Runs `f` with the persistent SRK if it is the recorded one, which was suitable then and
+    /// is the same key now, since the name covers its attributes.
     pub(crate) fn with_recorded_srk<T>(
         &mut self,
         recorded: &SrkIdentity,
         f: impl FnOnce(&mut Self, KeyHandle) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
-        if !self.has_srk()? && !self.create_srk(Some(&recorded.name))? {
+        let found = match self.find(SRK_HANDLE)? {
+            None if self.create_srk(Some(&recorded.name))? => self.find(SRK_HANDLE)?,
+            found => found,
+        };
+        let Some(object) = found else {
             return Err(self.tell_apart(recorded));
-        }
-        self.with_srk(|device, srk, name| {
-            if name == recorded.name { f(device, srk) } else { Err(device.tell_apart(recorded)) }
+        };
+        self.with_closed(object, |device, object| {
+            if device.name_of(object)?.as_ref() == Some(&recorded.name) {
+                f(device, object.into())
+            } else {
+                Err(device.tell_apart(recorded))
+            }
         })
     }
 
@@ -97,20 +104,10 @@ impl Device {
     }
 
     fn has_srk(&mut self) -> Result<bool, TpmError> {
-        let Some(mut object) = self.find_srk()? else {
+        let Some(object) = self.find(SRK_HANDLE)? else {
             return Ok(false);
         };
-        self.execute(Command::ReadPublic, |context| context.tr_close(&mut object))?;
-        Ok(true)
-    }
-
-    fn find_srk(&mut self) -> Result<Option<ObjectHandle>, TpmError> {
-        let handle = self.execute(Command::ReadPublic, |_| persistent_handle())?;
-        match self.attempt(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle))) {
-            Ok(object) => Ok(Some(object)),
-            Err(error) if code::is_missing_handle(error) => Ok(None),
-            Err(error) => Err(code::translate(Command::ReadPublic, error)),
-        }
+        self.with_closed(object, |_, _| Ok(true))
     }
 
     /// Creates the SRK and makes it persistent, unless it is another one than `wanted`. Answers
@@ -121,14 +118,8 @@ impl Device {
             if wanted.is_some_and(|wanted| *wanted != name) {
                 return Ok(false);
             }
-            let mut object = device.execute(Command::EvictControl, |context| {
-                let handle = persistent_handle()?.into();
-                context.execute_with_session(Some(AuthSession::Password), |context| {
-                    context.evict_control(Provision::Owner, key.into(), handle)
-                })
-            })?;
+            device.persist(key, SRK_HANDLE)?;
             info!("storage root key created at {SRK_HANDLE:#x}");
-            device.execute(Command::EvictControl, |context| context.tr_close(&mut object))?;
             Ok(true)
         })
     }
@@ -159,16 +150,9 @@ impl Device {
             && attributes.restricted()
             && attributes.decrypt()
             && attributes.no_da();
-        let name = self.execute(command, |context| context.tr_get_name(key.into()))?;
-        match name.value().try_into() {
-            Ok(name) if suitable => Ok(name),
-            _ => Err(TpmError::SrkUnsuitable),
-        }
+        let name = self.name_of(key.into())?;
+        name.filter(|_| suitable).ok_or(TpmError::SrkUnsuitable)
     }
-}
-
-fn persistent_handle() -> tss_esapi::Result<PersistentTpmHandle> {
-    PersistentTpmHandle::new(SRK_HANDLE)
 }
 
 /// ECC P-256 storage root key as TCG TPM v2.0 Provisioning Guidance has it, exempt from

@@ -3,7 +3,8 @@
 //! What travels between a robot and a compute server, and how: [`ids`] and [`topic`] name things,
 //! [`frame`] wraps every message, [`message`] is what the frames hold, [`chunk`] moves a key of
 //! many megabytes in resumable pieces, [`link`] is a connection to an MQTT 5 broker that comes
-//! back by itself, [`tls`] makes its credentials. `docs/protocol.md` specifies the bytes.
+//! back by itself, [`tls`] makes its credentials, [`trust`] says who is a robot.
+//! `docs/protocol.md` specifies the bytes.
 //!
 //! Invariants:
 //! - whatever comes from outside has a size cap, and its parser returns an error instead of
@@ -19,5 +20,6 @@ pub mod link;
 pub mod message;
 pub mod tls;
 pub mod topic;
+pub mod trust;
 
 mod cbor;

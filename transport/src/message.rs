@@ -162,6 +162,54 @@ impl Have {
     }
 }
 
+/// Length in bytes of what a challenge asks to be signed along.
+pub const CHALLENGE_LEN: usize = 32;
+
+/// Body of a challenge: a worker that requires attestation asks for evidence before it serves a
+/// session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// Who asks; the evidence goes to it.
+    pub worker: WorkerId,
+    /// The nonce of the open it answers.
+    pub nonce: u64,
+    /// Random, to be signed along; [`CHALLENGE_LEN`] bytes.
+    #[serde(with = "crate::cbor::bytes")]
+    pub challenge: Vec<u8>,
+}
+
+impl Challenge {
+    /// The body's bytes.
+    ///
+    /// # Errors
+    /// The random part has another length.
+    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
+        self.random()?;
+        encode("challenge", self)
+    }
+
+    /// The challenge in a frame's body.
+    ///
+    /// # Errors
+    /// Not a challenge.
+    pub fn decode(body: &[u8]) -> Result<Self, MessageError> {
+        let challenge: Self = decode("challenge", body)?;
+        challenge.random()?;
+        Ok(challenge)
+    }
+
+    /// The random part.
+    ///
+    /// # Errors
+    /// It has another length.
+    pub fn random(&self) -> Result<[u8; CHALLENGE_LEN], MessageError> {
+        let problem = "its random part has another length than 32 bytes";
+        let inconsistent = MessageError::Inconsistent { what: "challenge", problem };
+        self.challenge.as_slice().try_into().map_err(|_| inconsistent)
+    }
+}
+
 /// Why a server refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -176,8 +224,16 @@ pub enum ErrorCode {
     MalformedCiphertext,
     /// A frame or its body cannot be understood.
     MalformedFrame,
-    /// The frame came on another robot's topic.
+    /// The frame came on another robot's topic, or another robot signed it.
     IdentityMismatch,
+    /// The frame lacks its signature, or the signature is not by its certificate's key.
+    BadSignature,
+    /// The robot's certificate is expired, or not from an authority the server trusts. Another
+    /// certificate heals it, and the same frame may be sent again then.
+    UntrustedCertificate,
+    /// The server serves attested robots only, and does not believe this one's evidence. Another
+    /// enrolment or another boot heals it, and the same frame may be sent again then.
+    NotAttested,
     /// Keys, inputs or their number exceed a limit of the server.
     TooLarge,
     /// No room at the moment: try again later.
@@ -190,7 +246,7 @@ impl ErrorCode {
     /// Whether the same request may be taken at another time.
     #[must_use]
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Busy | Self::Internal)
+        matches!(self, Self::Busy | Self::Internal | Self::UntrustedCertificate | Self::NotAttested)
     }
 }
 

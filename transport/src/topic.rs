@@ -51,6 +51,15 @@ pub enum Topic {
         /// The session.
         session: SessionId,
     },
+    /// Evidence of the robot's state, for the worker that asked.
+    Attest {
+        /// The robot.
+        identity: Identity,
+        /// Who asked.
+        worker: WorkerId,
+        /// The session.
+        session: SessionId,
+    },
     /// Whether a robot is connected; retained, with a last will.
     RobotStatus {
         /// The robot.
@@ -58,6 +67,13 @@ pub enum Topic {
     },
     /// What a worker holds of a session's keys.
     Have {
+        /// The robot.
+        identity: Identity,
+        /// The session.
+        session: SessionId,
+    },
+    /// A worker asks for evidence of the robot's state.
+    Challenge {
         /// The robot.
         identity: Identity,
         /// The session.
@@ -98,6 +114,8 @@ impl Topic {
             Self::Chunk { .. } => Some(FrameKind::Chunk),
             Self::Job { .. } => Some(FrameKind::Job),
             Self::Delete { .. } => Some(FrameKind::Delete),
+            Self::Attest { .. } => Some(FrameKind::Attest),
+            Self::Challenge { .. } => Some(FrameKind::Challenge),
             Self::Have { .. } => Some(FrameKind::Have),
             Self::Result { .. } => Some(FrameKind::Result),
             Self::Error { .. } => Some(FrameKind::Error),
@@ -114,6 +132,8 @@ impl Topic {
             | Self::Chunk { identity, .. }
             | Self::Job { identity, .. }
             | Self::Delete { identity, .. }
+            | Self::Attest { identity, .. }
+            | Self::Challenge { identity, .. }
             | Self::RobotStatus { identity }
             | Self::Have { identity, .. }
             | Self::Result { identity, .. }
@@ -130,6 +150,8 @@ impl Topic {
             | Self::Chunk { session, .. }
             | Self::Job { session, .. }
             | Self::Delete { session, .. }
+            | Self::Attest { session, .. }
+            | Self::Challenge { session, .. }
             | Self::Have { session, .. }
             | Self::Result { session, .. }
             | Self::Error { session, .. } => Some(session),
@@ -167,6 +189,12 @@ impl fmt::Display for Topic {
             }
             Self::Delete { identity, worker, session } => {
                 write!(f, "{ROOT}/up/{identity}/to/{worker}/{session}/delete")
+            }
+            Self::Attest { identity, worker, session } => {
+                write!(f, "{ROOT}/up/{identity}/to/{worker}/{session}/attest")
+            }
+            Self::Challenge { identity, session } => {
+                write!(f, "{ROOT}/down/{identity}/{session}/challenge")
             }
             Self::RobotStatus { identity } => write!(f, "{ROOT}/up/{identity}/status"),
             Self::Have { identity, session } => write!(f, "{ROOT}/down/{identity}/{session}/have"),
@@ -212,6 +240,7 @@ fn parse(text: &str) -> Option<Topic> {
                         "chunk" => Topic::Chunk { identity, worker, session },
                         "job" => Topic::Job { identity, worker, session },
                         "delete" => Topic::Delete { identity, worker, session },
+                        "attest" => Topic::Attest { identity, worker, session },
                         _ => return None,
                     }
                 }
@@ -223,6 +252,7 @@ fn parse(text: &str) -> Option<Topic> {
             let session = next()?.parse().ok()?;
             match next()? {
                 "have" => Topic::Have { identity, session },
+                "challenge" => Topic::Challenge { identity, session },
                 "result" => Topic::Result { identity, session },
                 "error" => Topic::Error { identity, session },
                 _ => return None,

@@ -7,6 +7,7 @@
 //! - builds on nothing but Rust: the system packages the other crates want may be missing.
 
 mod cargo;
+mod moto;
 mod setup;
 mod tally;
 
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::cargo::{cargo, has_cargo_command, step};
+use crate::setup::Purpose;
 
 /// The project's commands. Each installs what it needs first (Debian and Ubuntu; elsewhere it says
 /// what is missing).
@@ -51,7 +53,7 @@ enum Command {
     /// Everything `test` does, plus documentation and, if cargo-deny is installed, licences and
     /// advisories.
     Ci,
-    /// Install the system packages that builds and tests need.
+    /// Install what builds, tests and benches need.
     Setup {
         /// Only say what is missing; fail if anything is.
         #[arg(long)]
@@ -71,19 +73,19 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo { arguments } => become_binary("moai-demo", &arguments),
-        Command::Bench { arguments } => become_binary("moai-bench", &arguments),
+        Command::Demo { arguments } => become_binary(Purpose::Demo, "moai-demo", &arguments),
+        Command::Bench { arguments } => become_binary(Purpose::Bench, "moai-bench", &arguments),
         Command::Test { filters } if filters.is_empty() => {
-            setup::install()?;
+            setup::install(Purpose::Test)?;
             lint()?;
             test(&filters)
         }
         Command::Test { filters } => {
-            setup::install()?;
+            setup::install(Purpose::Test)?;
             test(&filters)
         }
         Command::Ci => {
-            setup::install()?;
+            setup::install(Purpose::Test)?;
             lint()?;
             document()?;
             deny()?;
@@ -91,16 +93,16 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Setup { check: true } => setup::check(),
         Command::Setup { check: false } => {
-            setup::install()?;
-            println!("Everything that builds and tests need is installed.");
+            setup::install(Purpose::All)?;
+            println!("Everything that builds, tests and benches need is installed.");
             Ok(())
         }
     }
 }
 
 /// Builds all binaries and turns into one of them.
-fn become_binary(name: &str, arguments: &[String]) -> Result<()> {
-    setup::install()?;
+fn become_binary(purpose: Purpose, name: &str, arguments: &[String]) -> Result<()> {
+    setup::install(purpose)?;
     step(cargo().args(["build", "--workspace", "--bins"]))?;
     // xtask was built into the same directory, wherever CARGO_TARGET_DIR or a config put it.
     let binary = std::env::current_exe().context("cannot tell where xtask lies")?;

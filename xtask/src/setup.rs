@@ -1,7 +1,8 @@
-//! The system packages that builds and tests need.
+//! What builds, tests and benches need on this machine.
 //!
 //! Invariants:
-//! - nothing is installed that is there already, and nothing without saying so;
+//! - nothing is installed that is there already, that the command at hand does not need, or without
+//!   saying so;
 //! - where we cannot install, the error is the command to type.
 
 use std::fmt::Write as _;
@@ -12,39 +13,86 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::cargo::step;
+use crate::moto;
+
+/// What is about to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Demo,
+    Bench,
+    Test,
+    All,
+}
 
 struct Need {
     what: &'static str,
     package: &'static str,
+    /// [`Purpose::All`]: whatever is done.
+    purpose: Purpose,
     is_there: fn() -> bool,
 }
 
+impl Need {
+    fn concerns(&self, purpose: Purpose) -> bool {
+        purpose == Purpose::All || self.purpose == Purpose::All || self.purpose == purpose
+    }
+}
+
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 9] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
+        purpose: Purpose::All,
         is_there: || program("pkg-config").is_some(),
     },
     Need {
         what: "libtss2, the TPM 2.0 library, with headers",
         package: "libtss2-dev",
+        purpose: Purpose::All,
         is_there: has_tss2,
     },
     Need {
         what: "swtpm, the software TPM of demo and tests",
         package: "swtpm",
+        purpose: Purpose::All,
         is_there: || program("swtpm").is_some(),
     },
     Need {
         what: "mosquitto, the MQTT broker of demo and tests",
         package: "mosquitto",
+        purpose: Purpose::All,
         is_there: || program("mosquitto").is_some(),
     },
     Need {
         what: "setpriv, which ties processes of demo and tests to their parent",
         package: "util-linux",
+        purpose: Purpose::All,
         is_there: || program("setpriv").is_some(),
+    },
+    Need {
+        what: "SoftHSM, the PKCS #11 token of tests",
+        package: "softhsm2",
+        purpose: Purpose::Test,
+        is_there: || program("softhsm2-util").is_some(),
+    },
+    Need {
+        what: "gdb, whose gcore takes the memory that a test searches for secrets",
+        package: "gdb",
+        purpose: Purpose::Test,
+        is_there: || program("gcore").is_some(),
+    },
+    Need {
+        what: "Python's venv, in which moto runs, the AWS KMS of tests",
+        package: "python3-venv",
+        purpose: Purpose::Test,
+        is_there: has_venv,
+    },
+    Need {
+        what: "tpm2-tools, which unsealing is measured against",
+        package: "tpm2-tools",
+        purpose: Purpose::Bench,
+        is_there: || program("tpm2_unseal").is_some(),
     },
 ];
 
@@ -63,8 +111,14 @@ fn has_tss2() -> bool {
     probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !(need.is_there)()).collect()
+fn has_venv() -> bool {
+    let mut probe = Command::new("python3");
+    probe.args(["-c", "import ensurepip, venv"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+fn missing(purpose: Purpose) -> Vec<&'static Need> {
+    NEEDS.iter().filter(|need| need.concerns(purpose) && !(need.is_there)()).collect()
 }
 
 fn list(needs: &[&Need]) -> String {
@@ -81,20 +135,33 @@ fn list(needs: &[&Need]) -> String {
 /// # Errors
 /// Something is missing.
 pub(crate) fn check() -> Result<()> {
-    let missing = missing();
-    if missing.is_empty() {
-        println!("Everything that builds and tests need is installed.");
+    let mut text = list(&missing(Purpose::All));
+    if !moto::is_there() {
+        text.push_str(
+            "\n  moto         the AWS KMS of tests (from PyPI, into the target directory)",
+        );
+    }
+    if text.is_empty() {
+        println!("Everything that builds, tests and benches need is installed.");
         return Ok(());
     }
-    bail!("missing:{}\n`cargo xtask setup` installs it", list(&missing))
+    bail!("missing:{text}\n`cargo xtask setup` installs it")
 }
 
-/// Installs what is missing with apt-get.
+/// Installs what is missing for a purpose.
 ///
 /// # Errors
-/// There is no apt-get, no right to use it, or it failed.
-pub(crate) fn install() -> Result<()> {
-    let missing = missing();
+/// There is no apt-get, no right to use it, or it failed; or moto cannot be installed.
+pub(crate) fn install(purpose: Purpose) -> Result<()> {
+    install_packages(purpose)?;
+    if matches!(purpose, Purpose::Test | Purpose::All) {
+        moto::install()?;
+    }
+    Ok(())
+}
+
+fn install_packages(purpose: Purpose) -> Result<()> {
+    let missing = missing(purpose);
     if missing.is_empty() {
         return Ok(());
     }
@@ -121,7 +188,7 @@ pub(crate) fn install() -> Result<()> {
     if let Err(error) = step(&mut apt_get(prefix, &apt, &install, &packages)) {
         bail!("{error}; please run as root:\n  apt-get update && {typed}");
     }
-    let still = self::missing();
+    let still = self::missing(purpose);
     if !still.is_empty() {
         bail!("the packages are installed, and yet this is missing:{}", list(&still));
     }
@@ -154,6 +221,13 @@ mod tests {
     fn programs_are_found_or_not() {
         assert!(program("sh").is_some());
         assert!(program("no-such-program-anywhere").is_none());
+    }
+
+    #[test]
+    fn a_demo_asks_for_less_than_tests_and_everything_for_all() {
+        let count = |purpose| NEEDS.iter().filter(|need| need.concerns(purpose)).count();
+        assert!(count(Purpose::Demo) < count(Purpose::Test));
+        assert_eq!(count(Purpose::All), NEEDS.len());
     }
 
     #[test]

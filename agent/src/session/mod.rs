@@ -3,7 +3,7 @@
 //! Invariants:
 //! - one task owns a session; everything it does is a reaction to one event;
 //! - its record is in the vault before its first frame leaves, and erased when it ends;
-//! - secret keys live in the engine, which is dropped (and wiped) with the session;
+//! - secret keys live in the engine, which is dropped (and wiped) before the session's end is told;
 //! - a result is decrypted only if it answers a job that waits, and only once;
 //! - an accepted job ends in one answer or one refusal on the onboard API.
 

@@ -140,6 +140,11 @@ impl Registration {
         self.pause > FIRST_PAUSE && self.worker().is_none()
     }
 
+    /// Whether a challenge with this nonce is about our newest open.
+    pub(super) fn is_challenged(&self, nonce: u64) -> bool {
+        matches!(self.stage, Stage::Offering { .. }) && self.asked.is_some() && nonce == self.nonce
+    }
+
     /// Takes what a worker says it holds.
     pub(super) fn have(&mut self, have: &Have) -> Next {
         let Stage::Offering { upload, worker } = &mut self.stage else { return Next::Ignore };
@@ -236,6 +241,19 @@ mod tests {
         assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Ignore);
         assert!(registration.registered_worker().is_none());
         assert!(registration.is_unanswered());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_challenge_counts_while_its_open_is_the_newest() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        assert!(!registration.is_challenged(0), "nothing was asked");
+        registration.ask(now, 11);
+        assert!(registration.is_challenged(11));
+        registration.ask(now + FIRST_PAUSE, 12);
+        assert!(!registration.is_challenged(11) && registration.is_challenged(12));
+        registration.have(&have("w", 12, 0b111, true));
+        assert!(!registration.is_challenged(12), "it is served already");
     }
 
     #[tokio::test(start_paused = true)]

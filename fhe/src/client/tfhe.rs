@@ -26,7 +26,8 @@ use tfhe::core_crypto::prelude::{
 use zeroize::Zeroizing;
 
 use crate::card::{Levels, ModelCard, Scores};
-use crate::client::{Engine, EngineError, Entropy, KeySeed};
+use crate::client::stack::{scrubbed, scrubbed_pool};
+use crate::client::{Engine, EngineError, Entropy, ExposedKeys, KeySeed};
 use crate::context::{Context, ContextDigest, TFHE};
 use crate::wire::evaluation_key::{self, BOOTSTRAP_BODIES, Bodies, KEYSWITCH_BODIES};
 use crate::wire::result::{Group, first_coefficient};
@@ -170,10 +171,59 @@ impl TfheEngine {
         body.wrapping_sub(inner_product(mask, &self.glwe, coefficient))
     }
 
+    pub(super) fn expose(&self) -> ExposedKeys {
+        let glwe = self.glwe.iter().map(|bit| u8::from(*bit != 0)).collect();
+        let lwe = self.lwe.iter().map(|bit| u8::from(*bit != 0)).collect();
+        let seed = |seed: &SecretSeed| Zeroizing::new(seed.to_vec());
+        ExposedKeys {
+            coefficients: vec![
+                ("GLWE secret key", Zeroizing::new(glwe)),
+                ("LWE secret key", Zeroizing::new(lwe)),
+            ],
+            seeds: vec![
+                ("bootstrap key seed", seed(&self.bootstrap)),
+                ("keyswitch key seed", seed(&self.keyswitch)),
+                ("encryption seed", seed(&self.hedge)),
+            ],
+        }
+    }
+
     /// The small LWE key, for measuring noise.
     #[cfg(test)]
     pub(crate) fn small_key(&self) -> &[u32] {
         &self.lwe
+    }
+
+    fn encrypt_checked(
+        &self,
+        card: &ModelCard,
+        levels: &Levels,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<u8>, EngineError> {
+        let (mask_seed, noise_seed) = self.encryption_seeds(levels, entropy)?;
+        let mask = expand_mask(*mask_seed);
+        let mut noise = RandomGenerator::<DefaultRandomGenerator>::new(tfhe_seed(&noise_seed));
+        let distribution = TUniform::new(self.context.parameters().glwe_noise_bound.into());
+        let mut bodies = Vec::with_capacity(levels.values().len());
+        for (coefficient, level) in levels.values().iter().enumerate() {
+            let message = expand(u64::from(level * card.stride()), MESSAGE_WIDTH);
+            let noise: u64 = noise.random_from_distribution(distribution);
+            let body = inner_product(&mask, &self.glwe, coefficient)
+                .wrapping_add(message)
+                .wrapping_add(noise);
+            let [.., high, low] = round(body, TFHE.input_body_bits).to_be_bytes();
+            bodies.push(u16::from_be_bytes([high, low]) & 0x0fff);
+        }
+        Ok(wire::input::encode(*mask_seed, &bodies))
+    }
+
+    fn decrypt_groups(&self, card: &ModelCard, groups: &[Group]) -> Result<Scores, EngineError> {
+        // Never outgrown, so that no copy is left behind.
+        let mut scores = Zeroizing::new(Vec::with_capacity(card.score_count()));
+        for group in groups {
+            self.decrypt_group(group, card.score_bits(), &mut scores)?;
+        }
+        Ok(Scores::new(scores))
     }
 
     /// Appends one group's scores, or fails when their copies disagree.
@@ -207,7 +257,8 @@ impl TfheEngine {
 
 impl Engine for TfheEngine {
     fn evaluation_keys(&self) -> Result<Vec<u8>, EngineError> {
-        Ok(evaluation_key::encode(&self.context.digest(), &self.generate()))
+        let bodies = scrubbed_pool(|| self.generate());
+        Ok(evaluation_key::encode(&self.context.digest(), &bodies))
     }
 
     fn encrypt(
@@ -218,31 +269,13 @@ impl Engine for TfheEngine {
     ) -> Result<Vec<u8>, EngineError> {
         self.check_context(card)?;
         levels.check(card)?;
-        let (mask_seed, noise_seed) = self.encryption_seeds(levels, entropy)?;
-        let mask = expand_mask(*mask_seed);
-        let mut noise = RandomGenerator::<DefaultRandomGenerator>::new(tfhe_seed(&noise_seed));
-        let distribution = TUniform::new(self.context.parameters().glwe_noise_bound.into());
-        let mut bodies = Vec::with_capacity(levels.values().len());
-        for (coefficient, level) in levels.values().iter().enumerate() {
-            let message = expand(u64::from(level * card.stride()), MESSAGE_WIDTH);
-            let noise: u64 = noise.random_from_distribution(distribution);
-            let body = inner_product(&mask, &self.glwe, coefficient)
-                .wrapping_add(message)
-                .wrapping_add(noise);
-            let [.., high, low] = round(body, TFHE.input_body_bits).to_be_bytes();
-            bodies.push(u16::from_be_bytes([high, low]) & 0x0fff);
-        }
-        Ok(wire::input::encode(*mask_seed, &bodies))
+        scrubbed(|| self.encrypt_checked(card, levels, entropy))
     }
 
     fn decrypt(&self, card: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
         self.check_context(card)?;
-        // Never outgrown, so that no copy is left behind.
-        let mut scores = Zeroizing::new(Vec::with_capacity(card.score_count()));
-        for group in wire::result::decode(card, body)? {
-            self.decrypt_group(&group, card.score_bits(), &mut scores)?;
-        }
-        Ok(Scores::new(scores))
+        let groups = wire::result::decode(card, body)?;
+        scrubbed(|| self.decrypt_groups(card, &groups))
     }
 }
 

@@ -25,7 +25,7 @@ fn another_seed_gives_other_keys() {
 
 #[test]
 fn equal_levels_never_encrypt_equally() {
-    let model = model("lookup", 4, &vec![vec![vec![0; 4]]; 8], &[0]);
+    let model = model("lookup", 4, &vec![vec![vec![1; 4]]; 8], &[0]);
     let engine = engine();
     let levels = levels(&model, &[2; 8]);
     let mut entropy = Counter(0);
@@ -38,7 +38,7 @@ fn equal_levels_never_encrypt_equally() {
 
 #[test]
 fn repeating_entropy_never_repeats_a_mask_for_other_levels() {
-    let model = model("lookup", 4, &vec![vec![vec![0; 4]]; 8], &[0]);
+    let model = model("lookup", 4, &vec![vec![vec![1; 4]]; 8], &[0]);
     let engine = engine();
     let mask_seed = |value| {
         let levels = levels(&model, &[value; 8]);

@@ -6,6 +6,7 @@
 //! - nothing is left behind but the JSON.
 
 pub mod encrypt;
+pub mod handshake;
 pub mod jobs;
 pub mod keys;
 pub mod measure;
@@ -14,6 +15,7 @@ pub mod pipeline;
 pub mod plain_mqtt;
 pub mod report;
 pub mod subject;
+mod tpm_tools;
 pub mod unseal;
 pub mod upload;
 
@@ -37,8 +39,10 @@ pub enum Section {
     Keys,
     /// A key through a broker against bare rumqttc.
     Upload,
-    /// Unsealing the root secret on a software TPM.
+    /// Unsealing the root secret on a software TPM against tpm2-tools and systemd-creds.
     Unseal,
+    /// TLS handshakes with the identity key in a software TPM against one in memory.
+    Handshake,
     /// Answers end to end, with real processes.
     Jobs,
     /// Resident memory of agent and server.
@@ -126,6 +130,7 @@ async fn measure(section: Section, run: &mut Run) -> Result<()> {
         Section::Keys => keys::run(run),
         Section::Upload => upload::run(run).await,
         Section::Unseal => unseal::run(run).await,
+        Section::Handshake => handshake::run(run).await,
         Section::Jobs => jobs::run(run).await,
         Section::Memory => memory::run(run).await,
     }

@@ -1,21 +1,26 @@
-//! Unsealing the root secret on a software TPM, in process, against tpm2-tools.
+//! Unsealing the root secret on a software TPM, in process, against tpm2-tools and systemd-creds.
+//!
+//! Invariants:
+//! - all unseal the same 32 bytes from the same TPM, in turns;
+//! - ours counts from nothing to the secret, connection included, as the tools do.
 
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use moai_tpm::{Options, PcrSelection, RootSecret, SRK_HANDLE, SealedRoot, Tpm};
+use anyhow::{Result, ensure};
+use moai_tpm::{
+    Epoch, Options, PcrSelection, PolicyKey, Protection, RecoveryCode, RootSecret, SealedRoot,
+    SignedPolicy, Tpm, sign_policy,
+};
 
 use super::Run;
 use super::measure::{Series, Stopwatch};
 use super::report::Figure;
-use crate::process::program;
+use super::tpm_tools::{SystemdCreds, Tpm2Tools};
 use crate::swtpm::Swtpm;
 
 const SECTION: &str = "unseal";
-/// A persistent handle of the owner's range that is not the storage root key's.
-const HANDLE: &str = "0x81010010";
-const POLICY: &str = "pcr:sha256:7";
+const SECRET: [u8; 32] = [5; 32];
+const GOAL: &str = "≥ 2 times as fast";
 
 /// Measures the section.
 ///
@@ -25,125 +30,173 @@ pub async fn run(run: &mut Run) -> Result<()> {
     run.step("unsealing on a software TPM");
     let scratch = tempfile::tempdir()?;
     let mut tpm = Swtpm::start(&scratch.path().join("tpm")).await?;
-    let tcti = tpm.tcti();
-    let tools = program("tpm2_unseal").is_ok();
-    if tools {
-        seal_with_tools(&tcti, scratch.path())?;
-    }
-    let sealed =
-        connect(&tcti)?.seal(&RootSecret::from_bytes([5; 32]), &PcrSelection::default())?;
-    let [mut cold, mut warm, mut seal, mut clear, mut salted] = <[Series; 5]>::default();
-    let session = scratch.path().join("session.ctx").to_string_lossy().into_owned();
+    // As firmware does: systemd-creds takes a PCR of zeros for one that nobody measures into.
+    tpm.extend_pcr(7, &[7; 32]).await?;
+    let mut ours = Ours::seal(&mut tpm).await?;
+    let baselines = Baselines::seal(&tpm.tcti(), scratch.path(), run);
+    let mut times = Times::default();
     for _ in 0..run.repeats(25, 5) {
-        let watch = Stopwatch::start();
-        let connected = connect(&tcti)?;
-        unseal(&connected, &sealed)?;
-        cold.push(watch.cost());
-        let watch = Stopwatch::start();
-        unseal(&connected, &sealed)?;
-        warm.push(watch.cost());
-        let watch = Stopwatch::start();
-        connected.seal(&RootSecret::from_bytes([5; 32]), &PcrSelection::default())?;
-        seal.push(watch.cost());
-        // The software TPM serves one connection at a time.
-        drop(connected);
-        if tools {
-            let watch = Stopwatch::start();
-            let secret = tool(&tcti, "tpm2_unseal", &["-c", HANDLE, "-p", POLICY])?;
-            clear.push(watch.cost());
-            ensure!(secret == [5; 32], "tpm2_unseal gives another secret");
-            let watch = Stopwatch::start();
-            let secret = unseal_salted(&tcti, &session)?;
-            salted.push(watch.cost());
-            ensure!(secret == [5; 32], "tpm2_unseal gives another secret");
-        }
+        ours.measure(&mut times)?;
+        baselines.measure(&mut times)?;
     }
-    let figure = |name, series: &Series| Figure::new(SECTION, name, series.wall() * 1e3, "ms");
-    if tools {
-        for (what, baseline) in
-            [("tpm2-tools, salted and encrypted", &salted), ("tpm2_unseal, in the clear", &clear)]
-        {
-            let ratio = baseline.wall_over(&cold);
-            run.add(figure("connect and unseal", &cold).against(
-                what,
-                baseline.wall() * 1e3,
-                ratio,
-                "times as fast",
-            ));
-        }
-    } else {
-        run.add(figure("connect and unseal", &cold));
-    }
-    run.add(figure("unseal, connected", &warm));
-    run.add(figure("seal, connected", &seal));
-    run.note(
-        SECTION,
-        if tools {
-            "ours salts the session to the storage root key and encrypts the secret on the bus: \
-         so do five commands of tpm2-tools in a row, while one alone sends it in the clear; \
-         their times include starting processes"
-        } else {
-            "tpm2-tools is not installed, so there is nothing to compare with"
-        },
-    );
+    add_figures(run, &times, &baselines);
     tpm.power_off().await
+}
+
+/// What took how long, in the same rounds.
+#[derive(Default)]
+struct Times {
+    plain: Series,
+    signed: Series,
+    plain_connected: Series,
+    signed_connected: Series,
+    new_epoch: Series,
+    in_the_clear: Series,
+    salted: Series,
+    systemd: Series,
+}
+
+fn time<T>(series: &mut Series, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let watch = Stopwatch::start();
+    let value = work()?;
+    series.push(watch.cost());
+    Ok(value)
+}
+
+/// The least and the most that a robot's policy may be, each under an epoch key of its own.
+struct Ours {
+    tcti: String,
+    /// Under PCR values alone.
+    plain: SealedRoot,
+    /// Under PCR values that a policy key signed, or a recovery code.
+    signed: SealedRoot,
+    policies: Vec<SignedPolicy>,
+}
+
+impl Ours {
+    async fn seal(swtpm: &mut Swtpm) -> Result<Self> {
+        let tcti = swtpm.tcti();
+        let tpm = connect(&tcti)?;
+        let plain = tpm.seal(Epoch::FIRST, &root(), None, &plain())?;
+        let key = rcgen::KeyPair::generate()?;
+        let policy_key = Some(PolicyKey::from_pem(&key.public_key_pem())?);
+        let protection = Protection { pcrs: "sha256:7,8".parse()?, policy_key };
+        let signed = tpm.seal(Epoch::FIRST.next(), &root(), Some(&code()), &protection)?;
+        drop(tpm);
+        // Another boot state than that of sealing, so that the signature is what opens.
+        swtpm.extend_pcr(8, &[8; 32]).await?;
+        let present = connect(&tcti)?.measurements(protection.pcrs)?;
+        let policies = vec![sign_policy(&key.serialize_pem(), &present)?];
+        Ok(Self { tcti, plain, signed, policies })
+    }
+
+    fn measure(&mut self, times: &mut Times) -> Result<()> {
+        let tcti = &self.tcti;
+        time(&mut times.plain, || unseal(&connect(tcti)?, &self.plain, &[]))?;
+        time(&mut times.signed, || unseal(&connect(tcti)?, &self.signed, &self.policies))?;
+        // The software TPM serves one connection at a time, so this one must end before others.
+        let tpm = connect(tcti)?;
+        time(&mut times.plain_connected, || unseal(&tpm, &self.plain, &[]))?;
+        time(&mut times.signed_connected, || unseal(&tpm, &self.signed, &self.policies))?;
+        self.plain =
+            time(&mut times.new_epoch, || Ok(tpm.seal(Epoch::FIRST, &root(), None, &plain())?))?;
+        Ok(())
+    }
+}
+
+fn plain() -> Protection {
+    Protection { pcrs: PcrSelection::default(), policy_key: None }
+}
+
+fn root() -> RootSecret {
+    RootSecret::from_bytes(SECRET)
+}
+
+fn code() -> RecoveryCode {
+    RecoveryCode::from_bytes([6; 16])
 }
 
 fn connect(tcti: &str) -> Result<Tpm> {
     Ok(Tpm::start(tcti.parse()?, Options::default())?)
 }
 
-fn unseal(tpm: &Tpm, sealed: &SealedRoot) -> Result<()> {
-    ensure!(tpm.unseal(sealed)?.expose() == &[5; 32], "another secret came out");
+fn unseal(tpm: &Tpm, sealed: &SealedRoot, policies: &[SignedPolicy]) -> Result<()> {
+    check(tpm.unseal(sealed, policies)?.root.expose())
+}
+
+fn check(secret: &[u8]) -> Result<()> {
+    ensure!(secret == SECRET, "another secret came out");
     Ok(())
 }
 
-/// The same secret under the same PCR policy, made persistent by tpm2-tools.
-fn seal_with_tools(tcti: &str, directory: &Path) -> Result<()> {
-    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
-    let [parent, policy, secret, public, private, object] =
-        ["parent.ctx", "policy", "secret", "public", "private", "object.ctx"].map(path);
-    std::fs::write(&secret, [5; 32])?;
-    for (name, arguments) in [
-        ("tpm2_createprimary", vec!["-C", "o", "-G", "ecc", "-c", &parent]),
-        ("tpm2_createpolicy", vec!["--policy-pcr", "-l", "sha256:7", "-L", &policy]),
-        (
-            "tpm2_create",
-            vec!["-C", &parent, "-L", &policy, "-i", &secret, "-u", &public, "-r", &private],
-        ),
-        ("tpm2_flushcontext", vec!["-t"]),
-        ("tpm2_load", vec!["-C", &parent, "-u", &public, "-r", &private, "-c", &object]),
-        ("tpm2_evictcontrol", vec!["-C", "o", "-c", &object, HANDLE]),
-        ("tpm2_flushcontext", vec!["-t"]),
-    ] {
-        tool(tcti, name, &arguments)?;
+/// What there is to compare with on this machine.
+struct Baselines {
+    tools: Option<Tpm2Tools>,
+    systemd: Option<SystemdCreds>,
+}
+
+impl Baselines {
+    fn seal(tcti: &str, directory: &Path, run: &mut Run) -> Self {
+        let tools = Tpm2Tools::seal(tcti, directory, &SECRET);
+        let tools = or_note(run, "tpm2-tools", tools);
+        let systemd = SystemdCreds::seal(tcti, directory, &SECRET);
+        let systemd = or_note(run, "systemd-creds", systemd);
+        Self { tools, systemd }
     }
-    Ok(())
+
+    fn measure(&self, times: &mut Times) -> Result<()> {
+        if let Some(tools) = &self.tools {
+            check(&time(&mut times.in_the_clear, || tools.unseal_in_the_clear())?)?;
+            check(&time(&mut times.salted, || tools.unseal_salted())?)?;
+        }
+        if let Some(systemd) = &self.systemd {
+            check(&time(&mut times.systemd, || systemd.unseal())?)?;
+        }
+        Ok(())
+    }
 }
 
-/// What [`unseal`] does, with tpm2-tools.
-fn unseal_salted(tcti: &str, session: &str) -> Result<Vec<u8>> {
-    let key = format!("{SRK_HANDLE:#x}");
-    let start = ["--policy-session", "--tpmkey-context", &key, "-S", session];
-    tool(tcti, "tpm2_startauthsession", &start)?;
-    tool(tcti, "tpm2_sessionconfig", &["--enable-encrypt", "--enable-decrypt", session])?;
-    tool(tcti, "tpm2_policypcr", &["-S", session, "-l", "sha256:7"])?;
-    let secret = tool(tcti, "tpm2_unseal", &["-c", HANDLE, "-p", &format!("session:{session}")])?;
-    tool(tcti, "tpm2_flushcontext", &[session])?;
-    Ok(secret)
+fn or_note<T>(run: &mut Run, name: &str, baseline: Result<T>) -> Option<T> {
+    match baseline {
+        Ok(baseline) => Some(baseline),
+        Err(error) => {
+            run.note(SECTION, format!("skipped: no comparison with {name} ({error:#})"));
+            None
+        }
+    }
 }
 
-fn tool(tcti: &str, name: &str, arguments: &[&str]) -> Result<Vec<u8>> {
-    let output = Command::new(program(name)?)
-        .args(arguments)
-        .env("TPM2TOOLS_TCTI", tcti)
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
-    ensure!(
-        output.status.success(),
-        "{name} ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
+fn add_figures(run: &mut Run, times: &Times, baselines: &Baselines) {
+    let figure = |name, series: &Series| Figure::new(SECTION, name, series.wall() * 1e3, "ms");
+    for (name, series) in [
+        ("connect and unseal, PCR policy", &times.plain),
+        ("connect and unseal, signed policy or recovery code", &times.signed),
+    ] {
+        let against = |what: &str, baseline: &Series| {
+            let ratio = baseline.wall_over(series);
+            let value = baseline.wall() * 1e3;
+            figure(name, series)
+                .against(what, value, ratio, "times as fast")
+                .goal(GOAL, ratio >= 2.0)
+        };
+        if baselines.tools.is_some() {
+            run.add(against("tpm2_unseal, in the clear", &times.in_the_clear));
+            run.add(against("tpm2-tools, salted and encrypted", &times.salted));
+        }
+        if baselines.systemd.is_some() {
+            run.add(against("systemd-creds decrypt", &times.systemd));
+        }
+        if baselines.tools.is_none() && baselines.systemd.is_none() {
+            run.add(figure(name, series));
+        }
+    }
+    run.add(figure("unseal, connected, PCR policy", &times.plain_connected));
+    run.add(figure("unseal, connected, signed policy", &times.signed_connected));
+    run.add(figure("seal in a new epoch, connected", &times.new_epoch));
+    run.note(
+        SECTION,
+        "all baselines keep their secret under PCR 7 alone, and their times include starting \
+         processes; one tpm2_unseal sends it over the bus in the clear, five tpm2-tools in a row \
+         and systemd-creds encrypt it, as ours does",
     );
-    Ok(output.stdout)
 }

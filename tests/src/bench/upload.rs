@@ -10,6 +10,7 @@ use moai_transport::ids::{Digest, SessionId};
 use moai_transport::link::{Endpoint, Link, LinkConfig, LinkEvent, Message, Outgoing, Qos, spawn};
 use moai_transport::message::{Have, Manifest};
 use moai_transport::topic::{Topic, robot_filters, worker_filters};
+use moai_transport::trust::TrustedRobots;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -20,7 +21,7 @@ use super::plain_mqtt::Pair;
 use super::report::Figure;
 use super::subject;
 use crate::broker::{Acl, Broker, OPERATOR, SERVER};
-use crate::pki::{Credentials, Pki};
+use crate::pki::{self, Credentials, Pki, Signer};
 use crate::process::STEP;
 
 const SECTION: &str = "upload";
@@ -119,6 +120,8 @@ pub async fn run(run: &mut Run) -> Result<()> {
 struct Party {
     link: Link,
     events: mpsc::Receiver<LinkEvent>,
+    signer: Signer,
+    robots: TrustedRobots,
     _cancel: DropGuard,
 }
 
@@ -130,7 +133,8 @@ impl Party {
         config.subscriptions = filters.into_iter().map(|f| (f, Qos::AtLeastOnce)).collect();
         let cancel = CancellationToken::new();
         let (link, events) = spawn(config, cancel.clone());
-        let mut party = Self { link, events, _cancel: cancel.drop_guard() };
+        let (signer, robots) = (credentials.signer()?, pki.robots()?);
+        let mut party = Self { link, events, signer, robots, _cancel: cancel.drop_guard() };
         match tokio::time::timeout(STEP, party.events.recv()).await? {
             Some(LinkEvent::Up) => Ok(party),
             other => anyhow::bail!("{name} does not come up: {other:?}"),
@@ -146,9 +150,9 @@ impl Party {
 }
 
 /// The frame of a message, checked as agent and server check it.
-fn checked(message: &Message) -> Result<Frame> {
+fn checked(message: &Message, robots: &TrustedRobots) -> Result<Frame> {
     let topic: Topic = message.topic.parse()?;
-    let frame = Frame::decode(&message.payload)?;
+    let frame = pki::received(&message.payload, robots)?;
     frame.check_topic(&topic)?;
     Ok(frame)
 }
@@ -162,6 +166,10 @@ async fn publish(
     body: Vec<u8>,
 ) -> Result<()> {
     let payload = subject::frame(kind, &session, number, body)?.encode()?;
+    publish_bytes(link, topic, payload).await
+}
+
+async fn publish_bytes(link: Link, topic: Topic, payload: Vec<u8>) -> Result<()> {
     let expiry = Some(TTL);
     let outgoing =
         Outgoing { expiry, ..Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce) };
@@ -173,7 +181,8 @@ async fn send(robot: &mut Party, session: &SessionId, mut sender: ChunkSender) -
     let identity = subject::identity()?;
     let open = Topic::Open { identity: identity.clone(), session: session.clone() };
     let body = sender.reopen(2).encode()?;
-    publish(robot.link.clone(), open, FrameKind::Open, session.clone(), 0, body).await?;
+    let frame = subject::frame(FrameKind::Open, session, 0, body)?;
+    publish_bytes(robot.link.clone(), open, frame.encode_signed(&robot.signer)?).await?;
     let mut publishing = JoinSet::new();
     while !sender.is_registered() {
         while let Some(part) = sender.next(Instant::now()) {
@@ -190,7 +199,7 @@ async fn send(robot: &mut Party, session: &SessionId, mut sender: ChunkSender) -
         tokio::select! {
             Some(sent) = publishing.join_next() => sender.on_acked(sent??, Instant::now()),
             message = robot.message() => {
-                let frame = checked(&message?)?;
+                let frame = checked(&message?, &robot.robots)?;
                 ensure!(frame.kind == FrameKind::Have, "a {:?} came", frame.kind);
                 sender.on_have(&Have::decode(&frame.body)?);
             }
@@ -204,7 +213,7 @@ async fn receive(mut server: Party, session: SessionId) -> Result<(Party, Vec<u8
     let mut receiver: Option<ChunkReceiver> = None;
     let mut progress = None;
     loop {
-        let frame = checked(&server.message().await?)?;
+        let frame = checked(&server.message().await?, &server.robots)?;
         match frame.kind {
             FrameKind::Open => {
                 let manifest = Manifest::decode(&frame.body, MAX_KEY_LEN)?;

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use moai_transport::frame::Frame;
 use moai_transport::message::Manifest;
 use tempfile::TempDir;
 
@@ -21,7 +20,7 @@ use crate::mqtt::{Address, Client};
 use crate::onboard::SLOW;
 use crate::pki::Pki;
 use crate::process::Process;
-use crate::robot::{Blueprint, Robot};
+use crate::robot::{Blueprint, IdentityKey, Robot};
 use crate::world::IDENTITY;
 
 /// The name of the demo's task.
@@ -45,6 +44,7 @@ pub struct Site {
     pub operator: Client,
     compute: Compute,
     broker: Broker,
+    pki: Pki,
     _scratch: TempDir,
 }
 
@@ -95,7 +95,7 @@ impl Site {
         robot.onboard.client.show_on_failure(compute.process()?.log());
         steps
             .run("moai-agent provision", robot.agent.provision(), |_| {
-                "root secret made and sealed in the TPM".to_owned()
+                "root secret sealed in the TPM, identity key made in it and certified".to_owned()
             })
             .await?;
         let running = async {
@@ -104,7 +104,7 @@ impl Site {
         };
         let detail = |pid: &String| format!("root secret unsealed, both links up{pid}");
         steps.run("moai-agent run", running, detail).await?;
-        Ok(Self { robot, operator, compute, broker, _scratch: scratch })
+        Ok(Self { robot, operator, compute, broker, pki, _scratch: scratch })
     }
 
     /// Opens the task: the agent generates keys and uploads the server's share of them.
@@ -118,7 +118,7 @@ impl Site {
         let manifest = self.unless_ended(async {
             self.robot.onboard.open(TASK, model).await?;
             let opened = self.operator.wait_for(OPENS, "manifest of keys", SLOW, |_| true).await?;
-            let frame = Frame::decode(&opened.payload)?;
+            let frame = self.pki.opened(&opened.payload)?;
             Ok(Manifest::decode(&frame.body, u64::MAX)?)
         });
         let manifest = steps
@@ -198,7 +198,7 @@ async fn robot(directory: &Path, pki: &Pki, broker: &Broker) -> Result<Robot> {
         identity: IDENTITY.to_owned(),
         directory: directory.join(IDENTITY),
         uplink_port: broker.port(),
-        credentials: pki.client(IDENTITY)?,
+        identity_key: IdentityKey::Tpm(pki.authority()),
         agent_toml: vec![LOG.to_owned()],
     })
     .await

@@ -2,10 +2,15 @@
 //!
 //! One binary for all of it, because linking it takes long. No test sleeps: each waits for events.
 
+mod attestation;
 mod configuration;
+mod custodians;
+mod custody;
 mod expiry;
+mod identity;
 mod main_job;
 mod malformed;
+mod memory;
 mod models;
 mod outages;
 mod refusals;

@@ -8,10 +8,9 @@ use moai_tests::onboard::SLOW;
 use moai_tests::proxy::{Direction, Proxy};
 use moai_tests::world::Builder;
 use moai_transport::chunk::{CHUNK_LEN, MAX_WINDOW};
-use moai_transport::frame::FrameKind;
 use moai_transport::message::Manifest;
 
-use crate::stage::{ARM, QUICK, Stage, frames, numbers, start, trials};
+use crate::stage::{ARM, QUICK, Stage, numbers, opens, start, trials};
 
 const JOBS: usize = 6;
 
@@ -32,7 +31,7 @@ async fn restart_the_broker_in_mid_upload(builder: Builder) -> Result<()> {
     proxy.release(Direction::Up);
 
     stage.active_session().await?;
-    let opens = frames(&stage.operator, FrameKind::Open);
+    let opens = opens(&stage)?;
     let open = opens.first().context("the operator saw the session open")?;
     let keys = usize::try_from(Manifest::decode(&open.body, u64::MAX)?.key_len)?;
     let passed = proxy.passed(Direction::Up);

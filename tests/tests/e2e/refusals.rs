@@ -1,5 +1,7 @@
 //! Whoever has no business here is refused, with words that help the one who has.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use moai_fhe::Context as FheContext;
 use moai_tests::World;
@@ -24,7 +26,7 @@ async fn after_a_pcr_changed_the_agent_refuses_to_start_and_says_what_to_do() ->
     stage.robot.tpm.extend_pcr(7, &[0xab; 32]).await?;
     let refused = stage.robot.agent.command(&["run"]).await?;
     assert_eq!(refused.status.code(), Some(SEALED), "{}", refused.log.tail());
-    for words in ["sha256:7", "not in the state the root secret was sealed to", "provision anew"] {
+    for words in ["sha256:7", "not in the state the root secret was sealed to", "recovery code"] {
         assert!(refused.log.contains(words), "{words} is not in:\n{}", refused.log.text());
     }
     assert!(!refused.log.contains("uplink is up"), "it connected nevertheless");
@@ -37,7 +39,9 @@ async fn a_certificate_of_a_foreign_authority_is_refused_by_the_broker() -> Resu
     let mut stage = start(World::builder().agent_stopped()).await?;
     let foreign = Pki::new(&stage.directory().join("foreign"))?.client("acme.robot-1")?;
     let (certificate, key) = (quoted(&foreign.certificate), quoted(&foreign.key));
-    stage.robot.agent.configure(&format!("[uplink]\ncertificate = {certificate}\nkey = {key}"))?;
+    stage.robot.agent.configure(&format!(
+        "development = true\n[uplink]\ncertificate = {certificate}\nkey = {key}"
+    ))?;
     let agent = stage.robot.agent.spawn()?.log().clone();
     let down = agent.wait_for("uplink is down", SLOW).await?;
     assert!(down.contains("TLS: ") && down.contains("check the authority file"), "{down}");
@@ -52,7 +56,9 @@ async fn another_robots_certificate_is_refused_by_the_agent_itself() -> Result<(
     let mut stage = start(World::builder().agent_stopped()).await?;
     let other = stage.pki.client("acme.robot-2")?;
     let (certificate, key) = (quoted(&other.certificate), quoted(&other.key));
-    stage.robot.agent.configure(&format!("[uplink]\ncertificate = {certificate}\nkey = {key}"))?;
+    stage.robot.agent.configure(&format!(
+        "development = true\n[uplink]\ncertificate = {certificate}\nkey = {key}"
+    ))?;
     let refused = stage.robot.agent.command(&["run"]).await?;
     assert!(!refused.status.success());
     assert!(refused.log.contains("is acme.robot-2's"), "{}", refused.log.text());
@@ -124,6 +130,12 @@ impl<'s> Forger<'s> {
         Ok(Frame { kind: FrameKind::Job, claims, body: b"no ciphertext".to_vec() })
     }
 
+    /// An open as the robot itself would send it, but for its signature.
+    fn open_frame(&self, session: &SessionId, ttl: Duration) -> Result<Frame> {
+        let body = manifest(context(), ttl, b"short-lived keys", 1)?.encode()?;
+        Ok(Frame { kind: FrameKind::Open, claims: self.claims(session, 0)?, body })
+    }
+
     /// Sends bytes and returns with what the server refuses them: code and job.
     async fn refused(&self, topic: &Topic, payload: Vec<u8>) -> Result<(ErrorCode, u64)> {
         const ERRORS: &str = "moai/v1/down/acme.robot-1/+/error";
@@ -186,15 +198,69 @@ async fn the_server_refuses_what_the_broker_should_not_have_let_through() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_server_opens_no_session_that_its_robot_has_not_signed() -> Result<()> {
+    let stage = start(World::builder().agent_stopped()).await?;
+    stage.operator.subscribe("moai/v1/down/+/+/error").await?;
+    let forger = Forger::new(&stage)?;
+    let session = new_session();
+    let topic = forger.open(&session);
+    let open = forger.open_frame(&session, Duration::from_mins(1))?;
+    let robot = stage.pki.client("acme.robot-1")?.signer()?;
+
+    // The header of an unsigned frame, in the place of the signed one.
+    let mut unsigned = Frame { kind: FrameKind::Have, ..open.clone() }.encode()?;
+    unsigned[5] = FrameKind::Open as u8;
+    assert_eq!(forger.refused(&topic, unsigned).await?, (ErrorCode::BadSignature, 0));
+
+    let mut bad = open.encode_signed(&robot)?;
+    let last_of_signature = bad.len() - open.body.len() - 1;
+    bad[last_of_signature] ^= 1;
+    assert_eq!(forger.refused(&topic, bad).await?, (ErrorCode::BadSignature, 0));
+
+    let other = stage.pki.client("acme.robot-2")?.signer()?;
+    let others = forger.refused(&topic, open.encode_signed(&other)?).await?;
+    assert_eq!(others, (ErrorCode::IdentityMismatch, 0));
+
+    let foreign = Pki::new(&stage.directory().join("foreign"))?.client("acme.robot-1")?.signer()?;
+    let foreign = forger.refused(&topic, open.encode_signed(&foreign)?).await?;
+    assert_eq!(foreign, (ErrorCode::UntrustedCertificate, 0));
+
+    let expired = stage.pki.client_until("acme.robot-1", -1)?.signer()?;
+    let expired = forger.refused(&topic, open.encode_signed(&expired)?).await?;
+    assert_eq!(expired, (ErrorCode::UntrustedCertificate, 0));
+
+    let elsewhere = forger.open(&SessionId::new(1, [7; 10]));
+    let moved = forger.refused(&elsewhere, open.encode_signed(&robot)?).await?;
+    assert_eq!(moved, (ErrorCode::IdentityMismatch, 0));
+
+    let server = stage.compute.process()?.log().clone();
+    for words in [
+        "must be signed",
+        "not by the key of its certificate",
+        "but acme.robot-2 signed it",
+        "not from an authority that is trusted for robots",
+        "the certificate expired on",
+        "on the topic of another session",
+    ] {
+        let said = server.lines().into_iter().any(|line| {
+            line.contains("refused") && line.contains("acme.robot-1") && line.contains(words)
+        });
+        assert!(said, "{words} is not in:\n{}", server.text());
+    }
+    assert!(!server.contains("session opens"), "{}", server.text());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_server_says_that_a_session_has_expired() -> Result<()> {
     let stage = start(World::builder().agent_stopped()).await?;
     stage.operator.subscribe("moai/v1/down/#").await?;
     let forger = Forger::new(&stage)?;
     let session = new_session();
-    let second = std::time::Duration::from_secs(1);
-    let body = manifest(context(), second, b"short-lived keys", 1)?.encode()?;
-    let open = Frame { kind: FrameKind::Open, claims: forger.claims(&session, 0)?, body };
-    stage.operator.publish(&forger.open(&session).to_string(), open.encode()?).await?;
+    let second = Duration::from_secs(1);
+    let open = forger.open_frame(&session, second)?;
+    let open = open.encode_signed(&stage.pki.client("acme.robot-1")?.signer()?)?;
+    stage.operator.publish(&forger.open(&session).to_string(), open).await?;
     stage.operator.wait_for("moai/v1/down/+/+/have", "have", SLOW, |_| true).await?;
 
     let server = stage.compute.process()?;

@@ -5,7 +5,7 @@ use moai_tests::World;
 use moai_tests::onboard::SLOW;
 use moai_transport::frame::FrameKind;
 
-use crate::stage::{ARM, frames, numbers, start, trials};
+use crate::stage::{ARM, frames, numbers, opens, start, trials};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_in_mid_job_resumes_its_session_and_the_job_is_answered_once() -> Result<()>
@@ -48,7 +48,7 @@ async fn an_agent_killed_while_its_keys_go_up_finishes_the_upload_after_its_rest
     stage.robot.start_agent().await?;
 
     stage.active_session().await?;
-    let opens = frames(&stage.operator, FrameKind::Open);
+    let opens = opens(&stage)?;
     assert!(opens.iter().all(|open| open.claims.session == opens[0].claims.session));
     stage.submit(&trials()?[0]).await?;
     stage.robot.onboard.result(ARM).await?;

@@ -1,18 +1,20 @@
 //! What nobody may find: readings, session seeds and the root secret, in anything that crossed the
 //! uplink, was written to a file, or was logged.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
-use moai_agent::custody::{self, ROOT_FILE};
+use moai_agent::custody::ROOT_FILE;
+use moai_agent::custody::files::read_sealed;
 use moai_agent::secrets::VaultKey;
-use moai_agent::vault::{SessionRecord, Vault};
+use moai_agent::vault::{LockedVault, SessionRecord};
 use moai_tests::World;
 use moai_tests::proxy::Direction;
 use moai_tests::recordings::SAMPLES;
 use moai_tests::robot::Robot;
 use moai_tests::scan::{Needles, Scanner, list};
-use moai_tpm::{Options, RootSecret, Tcti, Tpm};
+use moai_tpm::{Options, RootSecret, SealedRoot, Tcti, Tpm};
 use moai_transport::frame::FrameKind;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -25,18 +27,25 @@ const FRACTIONS: [f64; 6] =
     [1_234.567_8, -2_345.678_9, 3_456.789_1, -4_567.891_2, 5_678.912_3, -6_789.123_4];
 
 /// Unseals the root secret of a robot whose agent is stopped: a TPM serves one at a time.
-async fn root_secret(robot: &Robot) -> Result<RootSecret> {
+pub(crate) async fn root_secret(robot: &Robot) -> Result<RootSecret> {
     let (tcti, state) = (Tcti::from_str(&robot.tpm.tcti())?, robot.agent.state_directory());
     tokio::task::spawn_blocking(move || {
+        let file = read_sealed(&state.join(ROOT_FILE))?.context("the robot is provisioned")?;
         let tpm = Tpm::start(tcti, Options::default())?;
-        Ok(custody::unseal(&tpm, &state)?)
+        Ok(tpm.unseal(&SealedRoot::from_bytes(&file.body)?, &[])?.root)
     })
     .await?
 }
 
 fn vault_records(robot: &Robot, secret: &RootSecret) -> Result<Vec<SessionRecord>> {
-    let path = robot.agent.state_directory().join("vault.redb");
-    let records = Vault::open(&path, &VaultKey::derive(secret))?.load()?;
+    open_vault(&robot.agent.state_directory().join("vault.redb"), secret)
+}
+
+/// The records of a vault, each of which must open.
+pub(crate) fn open_vault(path: &Path, secret: &RootSecret) -> Result<Vec<SessionRecord>> {
+    let vault = LockedVault::open(path)?;
+    let epoch = vault.epoch()?.context("the vault has an epoch")?;
+    let records = vault.unlock(&VaultKey::derive(secret), epoch)?.load()?;
     Ok(records.into_iter().collect::<Result<_, _>>()?)
 }
 

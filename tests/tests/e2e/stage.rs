@@ -96,6 +96,13 @@ pub(crate) fn frames(client: &Client, kind: FrameKind) -> Vec<Frame> {
     frames.filter(|frame| frame.kind == kind).collect()
 }
 
+/// The opens that the operator has seen, each signed by the robot it names.
+pub(crate) fn opens(stage: &Stage) -> Result<Vec<Frame>> {
+    let history = stage.operator.history();
+    let opens = history.iter().filter(|message| matches("moai/v1/up/+/open/+", &message.topic));
+    opens.map(|message| stage.pki.opened(&message.payload)).collect()
+}
+
 /// A fresh session id.
 pub(crate) fn new_session() -> SessionId {
     SessionId::new(1_800_000_000_000, *b"0123456789")

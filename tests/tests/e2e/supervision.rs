@@ -1,5 +1,6 @@
 //! What systemd and an operator see: READY, status, a quick end.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,11 +14,15 @@ use crate::stage::{ARM, QUICK, numbers, start, trials};
 const EX_UNAVAILABLE: i32 = 69;
 
 /// Systemd's end of the notification socket (`sd_notify(3)`).
-struct Systemd(UnixDatagram);
+pub(crate) struct Systemd(UnixDatagram);
 
 impl Systemd {
+    pub(crate) fn listen(socket: &Path) -> Result<Self> {
+        Ok(Self(UnixDatagram::bind(socket)?))
+    }
+
     /// Receives until a notification contains `wanted`; returns all up to it.
-    async fn told(&self, wanted: &str) -> Result<Vec<String>> {
+    pub(crate) async fn told(&self, wanted: &str) -> Result<Vec<String>> {
         let mut told = Vec::new();
         let receive = async {
             loop {
@@ -41,7 +46,7 @@ async fn systemd_is_told_ready_only_after_both_links_are_up() -> Result<()> {
     let stage = start(World::builder().agent_stopped().proxied()).await?;
     let proxy = stage.proxy.as_ref().context("a proxy was asked for")?;
     let socket = stage.directory().join("notify");
-    let systemd = Systemd(UnixDatagram::bind(&socket)?);
+    let systemd = Systemd::listen(&socket)?;
     proxy.close_to_new(true);
     let agent = Launch::new("agent", &binary("moai-agent")?, stage.directory())
         .args(["--config".as_ref(), stage.robot.agent.config_file().as_os_str()])

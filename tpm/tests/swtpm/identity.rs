@@ -1,6 +1,6 @@
 //! Which TPM and which storage root key: told apart, and never taken one for the other.
 
-use moai_tpm::{Advice, PcrSelection, SRK_HANDLE, TpmError};
+use moai_tpm::{Advice, Epoch, SRK_HANDLE, TpmError};
 use tss_esapi::Context;
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::handles::{AuthHandle, PersistentTpmHandle, TpmHandle};
@@ -13,7 +13,7 @@ use tss_esapi::structures::{
 };
 
 use crate::software_tpm::SoftwareTpm;
-use crate::{SECRET, secret, start};
+use crate::{opens, plain, refusal, seal, secret, start};
 
 fn srk_handle() -> tss_esapi::Result<PersistentTpmHandle> {
     PersistentTpmHandle::new(SRK_HANDLE)
@@ -91,18 +91,18 @@ fn set_password(swtpm: &SoftwareTpm, hierarchy: AuthHandle) {
 fn another_tpm_is_told_by_its_storage_root_key() {
     let ours = SoftwareTpm::start();
     let theirs = SoftwareTpm::start();
-    let sealed = start(ours.tcti()).seal(&secret(), &PcrSelection::default()).unwrap();
+    let sealed = seal(&start(ours.tcti()));
 
     let stranger = start(theirs.tcti());
-    let error = stranger.unseal(&sealed).err().unwrap();
+    let error = refusal(&stranger, &sealed);
     assert_eq!(error, TpmError::OtherTpm, "without a storage root key");
     assert_eq!(error.advice(), Advice::Fix);
     drop(stranger);
     assert!(!theirs.other_program(has_srk), "a refusal created a key");
 
     let stranger = start(theirs.tcti());
-    let own = stranger.seal(&secret(), &PcrSelection::default()).unwrap();
-    let error = stranger.unseal(&sealed).err().unwrap();
+    let own = seal(&stranger);
+    let error = refusal(&stranger, &sealed);
     assert_eq!(error, TpmError::OtherTpm, "with one of its own");
     assert_ne!(own.srk_name(), sealed.srk_name());
 }
@@ -110,28 +110,27 @@ fn another_tpm_is_told_by_its_storage_root_key() {
 #[test]
 fn a_cleared_owner_hierarchy_is_told_from_another_tpm() {
     let swtpm = SoftwareTpm::start();
-    let sealed = start(swtpm.tcti()).seal(&secret(), &PcrSelection::default()).unwrap();
+    let sealed = seal(&start(swtpm.tcti()));
     swtpm.clear_owner();
 
     let tpm = start(swtpm.tcti());
-    let error = tpm.unseal(&sealed).err().unwrap();
+    let error = refusal(&tpm, &sealed);
     assert_eq!(error, TpmError::OwnerCleared);
     assert_eq!(error.advice(), Advice::Stop);
     assert!(error.to_string().contains("TPM2_Clear"), "{error}");
 
-    let anew = tpm.seal(&secret(), &PcrSelection::default()).unwrap();
-    assert_eq!(tpm.unseal(&anew).unwrap().expose(), &SECRET);
-    let error = tpm.unseal(&sealed).err().unwrap();
+    let anew = seal(&tpm);
+    assert!(opens(&tpm, &anew));
+    let error = refusal(&tpm, &sealed);
     assert_eq!(error, TpmError::OwnerCleared, "provisioned anew");
 }
 
 #[test]
 fn an_evicted_storage_root_key_is_made_again() {
     let swtpm = SoftwareTpm::start();
-    let sealed = start(swtpm.tcti()).seal(&secret(), &PcrSelection::default()).unwrap();
+    let sealed = seal(&start(swtpm.tcti()));
     swtpm.other_program(evict_srk).unwrap();
-    let unsealed = start(swtpm.tcti()).unseal(&sealed).unwrap();
-    assert_eq!(unsealed.expose(), &SECRET);
+    assert!(opens(&start(swtpm.tcti()), &sealed));
 }
 
 #[test]
@@ -141,7 +140,7 @@ fn a_key_that_cannot_be_the_storage_root_key_is_not_used() {
         let public = public.unwrap();
         swtpm.other_program(|context| occupy_srk_handle(context, public)).unwrap();
         let tpm = start(swtpm.tcti());
-        let error = tpm.seal(&secret(), &PcrSelection::default()).err().unwrap();
+        let error = tpm.seal(Epoch::FIRST, &secret(), None, &plain()).err().unwrap();
         assert_eq!(error, TpmError::SrkUnsuitable);
         assert!(error.to_string().contains("0x81000001"), "{error}");
     }
@@ -152,7 +151,7 @@ fn an_owner_password_is_named() {
     let swtpm = SoftwareTpm::start();
     set_password(&swtpm, AuthHandle::Owner);
     let tpm = start(swtpm.tcti());
-    let error = tpm.seal(&secret(), &PcrSelection::default()).err().unwrap();
+    let error = tpm.seal(Epoch::FIRST, &secret(), None, &plain()).err().unwrap();
     assert!(matches!(error, TpmError::Password { .. }), "{error}");
 }
 
@@ -161,10 +160,10 @@ fn without_a_readable_endorsement_hierarchy_the_cause_is_left_open() {
     let swtpm = SoftwareTpm::start();
     set_password(&swtpm, AuthHandle::Endorsement);
     let tpm = start(swtpm.tcti());
-    let sealed = tpm.seal(&secret(), &PcrSelection::default()).unwrap();
-    assert_eq!(tpm.unseal(&sealed).unwrap().expose(), &SECRET);
+    let sealed = seal(&tpm);
+    assert!(opens(&tpm, &sealed));
     drop(tpm);
     swtpm.clear_owner();
-    let error = start(swtpm.tcti()).unseal(&sealed).err().unwrap();
+    let error = refusal(&start(swtpm.tcti()), &sealed);
     assert_eq!(error, TpmError::SrkChanged);
 }

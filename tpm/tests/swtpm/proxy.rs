@@ -1,7 +1,9 @@
-//! A relay between the crate and swtpm that keeps what passes and tells of each command.
+//! A relay between the crate and swtpm that keeps what passes, tells of each command, and forges
+//! answers if it is told to.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -24,10 +26,14 @@ impl Tap {
     }
 }
 
-#[derive(Default)]
+/// Changes the answer to the command of this code.
+type Forge = Box<dyn Fn(u32, &mut [u8]) + Send + Sync>;
+
 struct Shared {
     commands: Tap,
     responses: Tap,
+    last_command: AtomicU32,
+    forge: Forge,
 }
 
 pub(crate) struct Proxy {
@@ -41,8 +47,29 @@ impl Proxy {
         tpm: &SoftwareTpm,
         on_command: impl Fn(u32, &[u8]) + Send + Sync + 'static,
     ) -> Self {
+        Self::relaying(tpm, on_command, Box::new(|_, _| {}))
+    }
+
+    /// Lets `forge` change the answer to the command of each code before passing it on.
+    pub(crate) fn forging(
+        tpm: &SoftwareTpm,
+        forge: impl Fn(u32, &mut [u8]) + Send + Sync + 'static,
+    ) -> Self {
+        Self::relaying(tpm, |_, _| {}, Box::new(forge))
+    }
+
+    fn relaying(
+        tpm: &SoftwareTpm,
+        on_command: impl Fn(u32, &[u8]) + Send + Sync + 'static,
+        forge: Forge,
+    ) -> Self {
         let port = free_ports();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            commands: Tap::default(),
+            responses: Tap::default(),
+            last_command: AtomicU32::new(0),
+            forge,
+        });
         let on_command = Arc::new(on_command);
         // Data and control channel.
         for (ours, theirs) in [(port, tpm.port()), (port + 1, tpm.port() + 1)] {
@@ -84,18 +111,25 @@ fn relay(
         pump(from, to, |bytes| {
             commands.commands.record(bytes);
             if let Some(code) = bytes.get(6..10) {
-                on_command(u32::from_be_bytes(code.try_into().expect("four bytes")), bytes);
+                let code = u32::from_be_bytes(code.try_into().expect("four bytes"));
+                commands.last_command.store(code, Ordering::SeqCst);
+                on_command(code, bytes);
             }
         });
     });
     let responses = Arc::clone(shared);
-    thread::spawn(move || pump(server, client, |bytes| responses.responses.record(bytes)));
+    thread::spawn(move || {
+        pump(server, client, |bytes| {
+            responses.responses.record(bytes);
+            (responses.forge)(responses.last_command.load(Ordering::SeqCst), bytes);
+        });
+    });
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, observe: impl Fn(&[u8])) {
+fn pump(mut from: TcpStream, mut to: TcpStream, observe: impl Fn(&mut [u8])) {
     let mut buffer = [0; 8192];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
-        observe(&buffer[..len]);
+        observe(&mut buffer[..len]);
         if to.write_all(&buffer[..len]).is_err() {
             break;
         }

@@ -1,6 +1,6 @@
-//! TCTI and PCR selection as text.
+//! TCTI, PCR selection and PCR values as text.
 
-use moai_tpm::{PcrSelection, Tcti};
+use moai_tpm::{Measurements, MeasurementsError, PcrSelection, Tcti};
 use proptest::prelude::*;
 
 #[test]
@@ -73,6 +73,52 @@ fn doubtful_pcr_selections_are_refused() {
     }
 }
 
+fn measurements(text: &str) -> Result<Measurements, MeasurementsError> {
+    text.parse()
+}
+
+#[test]
+fn pcr_values_are_written_in_order() {
+    let (a, b) = ("ab".repeat(32), "CD".repeat(32));
+    let read = measurements(&format!("sha256:7={a},4={b}")).unwrap();
+    assert_eq!(read.to_string(), format!("sha256:4={},7={a}", b.to_lowercase()));
+    assert_eq!(read.pcrs().to_string(), "sha256:4,7");
+    assert_eq!(read.concatenated(), [[0xcd; 32], [0xab; 32]].as_flattened());
+}
+
+#[test]
+fn doubtful_pcr_values_are_refused() {
+    let value = "00".repeat(32);
+    for text in [
+        String::new(),
+        "sha256".to_owned(),
+        "sha256:7".to_owned(),
+        format!("sha256:7={value},"),
+        format!("sha256:7={value},7={value}"),
+        format!("sha256:24={value}"),
+        format!("sha1:7={value}"),
+        format!("sha384:7={value}"),
+        format!("sha256:7={value}00"),
+        format!("sha256:7={}", "0".repeat(63)),
+        format!("sha256:7={}", "zz".repeat(32)),
+        format!("sha256:7={}", " ".repeat(10_000)),
+    ] {
+        assert!(measurements(&text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn what_differs_is_listed_once_and_in_order() {
+    let (a, b) = ("aa".repeat(32), "bb".repeat(32));
+    let of = |text: String| measurements(&text).unwrap();
+    let one = of(format!("sha256:0={a},4={a},7={a}"));
+    assert!(one.differing(&one).is_empty());
+    assert_eq!(one.differing(&of(format!("sha256:0={b},4={a},7={b}"))), [0, 7]);
+    assert_eq!(one.differing(&of(format!("sha256:0={a},7={a},9={a}"))), [4, 9]);
+    let wider = of(format!("sha384:0={}", "aa".repeat(48)));
+    assert_eq!(one.differing(&wider), [0, 4, 7]);
+}
+
 proptest! {
     #[test]
     fn parsing_never_panics(text in "(device|swtpm|sha256)?:?[ -~]{0,40}") {
@@ -81,6 +127,24 @@ proptest! {
         }
         if let Ok(selection) = text.parse::<PcrSelection>() {
             prop_assert_eq!(selection.to_string().parse::<PcrSelection>(), Ok(selection));
+        }
+    }
+    #[test]
+    fn pcr_values_come_back(mask in 1_u32..1 << 24, bank in 0..3_usize, fill in any::<u8>()) {
+        let (bank, len) = [("sha256", 32), ("sha384", 48), ("sha512", 64)][bank];
+        let value = format!("{fill:02x}").repeat(len);
+        let list: Vec<String> = (0..24)
+            .filter(|index| mask & (1 << index) != 0)
+            .map(|index| format!("{index}={value}"))
+            .collect();
+        let text = format!("{bank}:{}", list.join(","));
+        prop_assert_eq!(measurements(&text).map(|read| read.to_string()), Ok(text));
+    }
+
+    #[test]
+    fn reading_pcr_values_never_panics(text in "(sha256:)?([0-9]{1,2}=[0-9a-f]{60,66},?){0,3}.{0,9}") {
+        if let Ok(read) = measurements(&text) {
+            prop_assert_eq!(measurements(&read.to_string()), Ok(read));
         }
     }
 }

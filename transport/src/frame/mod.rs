@@ -14,14 +14,21 @@
 //! - lengths are checked before anything is parsed, the header is parsed before the body is
 //!   touched, and nobody sees a body whose digest is not the one in the claims;
 //! - a frame has one encoding: what decodes encodes to the same bytes again;
-//! - version 1 has no signature algorithm: protected header, unprotected header and signature are
-//!   empty, and a frame that has more is refused instead of half understood.
+//! - an open is signed with ES256 and carries its signer's certificates; all other kinds have an
+//!   empty protected header and signature. What has more or less is refused, not half understood;
+//! - a signed frame is opaque until its signature was verified, see [`SignedFrame`].
 
 mod claims;
+mod signed;
 
 use coset::{AsCborValue, CborSerializable, CoseSign1, CoseSign1Builder};
 
 pub use claims::Claims;
+use signed::Protection;
+pub use signed::{
+    FrameSigner, MAX_CHAIN_CERTIFICATES, MAX_CHAIN_LEN, SignatureError, SignedFrame, VerifiedFrame,
+    check_chain,
+};
 
 use crate::ids::Digest;
 use crate::topic::Topic;
@@ -56,11 +63,15 @@ pub enum FrameKind {
     Error = 7,
     /// The catalogue of models.
     Models = 8,
+    /// A worker asks for evidence of the robot's state before it serves a session.
+    Challenge = 9,
+    /// The evidence.
+    Attest = 10,
 }
 
 impl FrameKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Open,
         Self::Chunk,
         Self::Job,
@@ -69,13 +80,21 @@ impl FrameKind {
         Self::Result,
         Self::Error,
         Self::Models,
+        Self::Challenge,
+        Self::Attest,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
-    /// Longest header, in bytes. Opens and catalogues will carry the signer's certificates.
+    /// Whether frames of this kind are signed by the robot's identity key.
+    #[must_use]
+    pub fn is_signed(self) -> bool {
+        self == Self::Open
+    }
+
+    /// Longest header, in bytes. Opens carry the signer's certificates, catalogues will.
     #[must_use]
     pub fn max_header_len(self) -> usize {
         match self {
@@ -94,6 +113,8 @@ impl FrameKind {
             Self::Have => 4 * KIB,
             Self::Result => 256 * KIB,
             Self::Error => 2 * KIB,
+            Self::Challenge => KIB,
+            Self::Attest => 8 * KIB,
             Self::Models => MAX_FRAME_LEN - PREFIX_LEN - 4 * KIB,
         }
     }
@@ -138,9 +159,29 @@ pub enum FrameError {
     /// The header is not the CBOR it must be.
     #[error("malformed frame header: {0}")]
     Header(String),
-    /// The header is signed, or says something else outside of its claims.
-    #[error("the header has a signature or COSE headers, which version 1 does not know")]
+    /// The header is signed though its kind is not, or in a way that this version does not know.
+    #[error("the header has a signature or COSE headers that version 1 does not know there")]
     Signature,
+    /// The header lacks the signature that its kind must have.
+    #[error("a {0:?} frame must be signed by the robot's identity key, and this one is not")]
+    Unsigned(FrameKind),
+    /// The signature is there, but nobody has verified it.
+    #[error("a {0:?} frame is signed: its signature has to be verified first")]
+    Unverified(FrameKind),
+    /// The signer's certificates are none or too many.
+    #[error(
+        "a frame carries 1 to {MAX_CHAIN_CERTIFICATES} certificates of together at most \
+         {MAX_CHAIN_LEN} bytes, not {certificates} of {len} bytes"
+    )]
+    Chain {
+        /// How many there are.
+        certificates: usize,
+        /// Their length.
+        len: usize,
+    },
+    /// The identity key did not sign.
+    #[error("the frame could not be signed: {0}")]
+    NotSigned(String),
     /// A claim is missing, or is there where this kind has none.
     #[error("a {kind:?} frame {problem}")]
     Claims {
@@ -179,31 +220,21 @@ impl std::fmt::Debug for Frame {
     }
 }
 
-impl Frame {
-    /// The frame's bytes.
-    ///
-    /// # Errors
-    /// The body is too large for its kind, or a claim is missing or out of place.
-    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
-        check_body_len(self.kind, self.body.len())?;
-        self.claims.check(self.kind)?;
-        let header = encode_header(&self.claims, Digest::of(&self.body))?;
-        check_header_len(self.kind, header.len())?;
-        let header_len = u16::try_from(header.len()).map_err(|_| FrameError::Truncated)?;
-        let mut bytes = Vec::with_capacity(PREFIX_LEN + header.len() + self.body.len());
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[VERSION, self.kind as u8]);
-        bytes.extend_from_slice(&header_len.to_be_bytes());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&self.body);
-        Ok(bytes)
-    }
+/// A frame as it arrives: most are what they are, some have to be verified first.
+#[derive(Debug, Clone)]
+pub enum Received {
+    /// A frame that is not signed. The broker alone vouches for its sender.
+    Plain(Frame),
+    /// A signed frame.
+    Signed(SignedFrame),
+}
 
-    /// The frame in these bytes, checked but for its topic and its expiry.
+impl Received {
+    /// The frame in these bytes, checked but for its signature, its topic and its expiry.
     ///
     /// # Errors
     /// The bytes are no frame of version 1, exceed a cap, are not in the one canonical encoding,
-    /// or the body is not the one that was framed.
+    /// the body is not the one that was framed, or a signature is missing or misplaced.
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         let (prefix, rest) = bytes.split_first_chunk().ok_or(FrameError::Truncated)?;
         let [m, o, a, i, version, kind, high, low] = *prefix;
@@ -218,12 +249,72 @@ impl Frame {
         check_header_len(kind, header_len)?;
         let (header, body) = rest.split_at_checked(header_len).ok_or(FrameError::Truncated)?;
         check_body_len(kind, body.len())?;
-        let (claims, digest) = decode_header(header)?;
+        let (claims, digest, protection) = decode_header(kind, header)?;
         claims.check(kind)?;
         if Digest::of(body) != digest {
             return Err(FrameError::BodyDigest);
         }
-        Ok(Self { kind, claims, body: body.to_vec() })
+        let frame = Frame { kind, claims, body: body.to_vec() };
+        Ok(match protection {
+            None => Self::Plain(frame),
+            Some(protection) => Self::Signed(SignedFrame::new(frame, protection)),
+        })
+    }
+}
+
+impl Frame {
+    /// The bytes of a frame whose kind is not signed.
+    ///
+    /// # Errors
+    /// The body is too large for its kind, a claim is missing or out of place, or frames of this
+    /// kind have to be signed.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        if self.kind.is_signed() {
+            return Err(FrameError::Unsigned(self.kind));
+        }
+        self.encode_with(|payload| Ok(CoseSign1Builder::new().payload(payload).build()))
+    }
+
+    /// The bytes of a frame whose kind is signed. Blocks for as long as the signer does.
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode), or the signer fails.
+    pub fn encode_signed(&self, signer: &dyn FrameSigner) -> Result<Vec<u8>, FrameError> {
+        if !self.kind.is_signed() {
+            return Err(FrameError::Signature);
+        }
+        self.encode_with(|payload| signed::sign(self.kind, payload, signer))
+    }
+
+    fn encode_with(
+        &self,
+        protect: impl FnOnce(Vec<u8>) -> Result<CoseSign1, FrameError>,
+    ) -> Result<Vec<u8>, FrameError> {
+        check_body_len(self.kind, self.body.len())?;
+        self.claims.check(self.kind)?;
+        let payload = self.claims.to_cbor(Digest::of(&self.body)).map_err(|e| malformed(&e))?;
+        let header = protect(payload)?.to_vec().map_err(|error| malformed(&error))?;
+        check_header_len(self.kind, header.len())?;
+        let header_len = u16::try_from(header.len()).map_err(|_| FrameError::Truncated)?;
+        let mut bytes = Vec::with_capacity(PREFIX_LEN + header.len() + self.body.len());
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&[VERSION, self.kind as u8]);
+        bytes.extend_from_slice(&header_len.to_be_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&self.body);
+        Ok(bytes)
+    }
+
+    /// The frame in these bytes if its kind is not signed, checked but for its topic and its
+    /// expiry.
+    ///
+    /// # Errors
+    /// As for [`Received::decode`], or the frame has to be verified.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        match Received::decode(bytes)? {
+            Received::Plain(frame) => Ok(frame),
+            Received::Signed(signed) => Err(FrameError::Unverified(signed.kind())),
+        }
     }
 
     /// Checks that the frame belongs on the topic it came on. The broker vouches for who may write
@@ -259,25 +350,27 @@ fn malformed(error: &impl ToString) -> FrameError {
     FrameError::Header(error.to_string())
 }
 
-fn encode_header(claims: &Claims, body: Digest) -> Result<Vec<u8>, FrameError> {
-    let payload = claims.to_cbor(body).map_err(|error| malformed(&error))?;
-    let sign1 = CoseSign1Builder::new().payload(payload).build();
-    sign1.to_vec().map_err(|error| malformed(&error))
-}
-
-fn decode_header(header: &[u8]) -> Result<(Claims, Digest), FrameError> {
+fn decode_header(
+    kind: FrameKind,
+    header: &[u8],
+) -> Result<(Claims, Digest, Option<Protection>), FrameError> {
     let value = crate::cbor::decode(header).map_err(|error| malformed(&error))?;
     let sign1 = CoseSign1::from_cbor_value(value).map_err(|error| malformed(&error))?;
-    let is_signed = !sign1.protected.header.is_empty()
-        || !sign1.unprotected.is_empty()
-        || !sign1.signature.is_empty();
-    if is_signed {
-        return Err(FrameError::Signature);
+    let protection = signed::protection(kind, &sign1)?;
+    match (&protection, kind.is_signed()) {
+        (None, true) => return Err(FrameError::Unsigned(kind)),
+        (Some(_), false) => return Err(FrameError::Signature),
+        _ => {}
     }
     let payload = sign1.payload.as_deref().unwrap_or_default();
     let (claims, digest) = Claims::from_cbor(payload).map_err(|error| malformed(&error))?;
-    if encode_header(&claims, digest)? != header {
+    let payload = claims.to_cbor(digest).map_err(|error| malformed(&error))?;
+    let again = match &protection {
+        None => CoseSign1Builder::new().payload(payload).build(),
+        Some(protection) => protection.encode_around(payload),
+    };
+    if again.to_vec().map_err(|error| malformed(&error))? != header {
         return Err(malformed(&"not in deterministic encoding (RFC 8949 section 4.2.1)"));
     }
-    Ok((claims, digest))
+    Ok((claims, digest, protection))
 }

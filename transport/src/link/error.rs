@@ -155,13 +155,15 @@ fn state_error(error: StateError) -> LinkError {
 /// What TLS says in an I/O error; none if it is not about certificates.
 fn io_error(error: &std::io::Error) -> Option<LinkError> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    // Our own key did not sign, perhaps because the TPM is busy, or the broker is.
     let is_passing = matches!(
         error,
-        rustls::Error::AlertReceived(
-            AlertDescription::CloseNotify
-                | AlertDescription::InternalError
-                | AlertDescription::UserCanceled
-        )
+        rustls::Error::General(_)
+            | rustls::Error::AlertReceived(
+                AlertDescription::CloseNotify
+                    | AlertDescription::InternalError
+                    | AlertDescription::UserCanceled
+            )
     );
     match error {
         _ if is_passing => None,

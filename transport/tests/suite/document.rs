@@ -1,11 +1,12 @@
 //! docs/protocol.md says what the code does.
 
-use moai_transport::frame::{Claims, Frame, FrameKind, MAX_FRAME_LEN, VERSION};
+use moai_transport::frame::{Claims, Frame, FrameKind, MAX_FRAME_LEN, Received, VERSION};
 use moai_transport::ids::{ContextId, Digest};
 use moai_transport::message::{
     ErrorCode, MAX_CHUNK_LEN, MAX_CHUNKS, MAX_ERROR_MESSAGE_LEN, MAX_STATUS_LEN,
 };
 use moai_transport::topic::Topic;
+use moai_transport::trust::TrustedRobots;
 
 use crate::support::broker::ACL;
 use crate::support::values::{frame, identity, session};
@@ -14,8 +15,21 @@ const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 
 /// The lines of the first code block of this language.
 fn block(language: &str) -> &'static str {
-    let (_, rest) = DOCUMENT.split_once(&format!("```{language}\n")).unwrap();
-    rest.split_once("```").unwrap().0
+    blocks(language).next().unwrap()
+}
+
+/// The lines of each code block of this language.
+fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
+    let begin = format!("```{language}\n");
+    let begins: Vec<_> = DOCUMENT.match_indices(&begin).map(|(at, _)| at + begin.len()).collect();
+    begins.into_iter().map(|at| DOCUMENT[at..].split_once("```").unwrap().0)
+}
+
+/// The bytes in a block of hexadecimal digits and comments.
+fn bytes_of(block: &str) -> Vec<u8> {
+    let without_comments = block.lines().filter_map(|line| line.split('#').next());
+    let text: String = without_comments.flat_map(str::split_whitespace).collect();
+    hex::decode(text).unwrap()
 }
 
 /// The cells of each table row that begins with a cell of this form.
@@ -39,11 +53,18 @@ fn the_example_is_what_the_code_writes() {
         compute_micros: None,
     };
     let job = Frame { claims, ..frame(FrameKind::Job, b"ciphertext".as_slice()) };
-    let without_comments = block("hex").lines().filter_map(|line| line.split('#').next());
-    let text: String = without_comments.flat_map(str::split_whitespace).collect();
     let bytes = job.encode().unwrap();
-    assert_eq!(text, hex::encode(&bytes));
+    assert_eq!(hex::encode(bytes_of(block("hex"))), hex::encode(&bytes));
     assert_eq!(Frame::decode(&bytes).unwrap(), job);
+}
+
+#[test]
+fn the_signed_example_is_what_the_code_believes() {
+    let robots = TrustedRobots::from_pem(block("pem").as_bytes()).unwrap();
+    let bytes = bytes_of(blocks("hex").nth(1).unwrap());
+    let Received::Signed(signed) = Received::decode(&bytes).unwrap() else { panic!("not signed") };
+    let verified = signed.verify(&robots, 1_799_999_999).unwrap();
+    assert_eq!(verified.frame(), &frame(FrameKind::Open, b"manifest".as_slice()));
 }
 
 #[test]
@@ -63,7 +84,7 @@ fn the_table_of_kinds_is_the_codes() {
 #[test]
 fn the_table_of_topics_is_the_codes() {
     let table = rows(|first| first.starts_with("`moai/v1/"));
-    assert_eq!(table.len(), 10);
+    assert_eq!(table.len(), 12);
     for row in table {
         let text = row[0]
             .trim_matches('`')
@@ -82,8 +103,8 @@ fn the_table_of_error_codes_is_the_codes() {
     let table = rows(|first| serde_json::from_str::<ErrorCode>(&first.replace('`', "\"")).is_ok());
     let transient: Vec<_> =
         table.iter().filter(|row| row[2] == "tries again later").map(|row| row[0]).collect();
-    assert_eq!(table.len(), 9);
-    assert_eq!(transient, ["`busy`", "`internal`"]);
+    assert_eq!(table.len(), 12);
+    assert_eq!(transient, ["`untrusted_certificate`", "`not_attested`", "`busy`", "`internal`"]);
     for row in table {
         let code: ErrorCode = serde_json::from_str(&row[0].replace('`', "\"")).unwrap();
         assert_eq!(code.is_transient(), row[2] == "tries again later", "{code:?}");

@@ -1,12 +1,22 @@
 //! Links in good weather, and errors that a person has to set right.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use moai_transport::link::{
     Endpoint, LinkConfig, LinkError, LinkEvent, Outgoing, PublishError, Qos,
 };
-use moai_transport::tls::{CertificateFacts, CredentialError, CredentialFile, client_config};
+use moai_transport::tls::{
+    CertificateFacts, CredentialError, CredentialFile, certificate_chain, client_config,
+    client_config_resolving,
+};
+use rustls::client::ResolvesClientCert;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
 
 use crate::support::broker::{Broker, Options};
 use crate::support::certificates::Authority;
@@ -81,6 +91,68 @@ async fn certificates_that_do_not_fit_are_fatal() {
         let publication = robot.link.publish(outgoing("x", "x"));
         assert_eq!(publication.await, Err(PublishError::Down));
     }
+}
+
+/// A key that does not sign while it is busy, as one in a TPM.
+#[derive(Debug, Clone)]
+struct Hardware {
+    key: Arc<dyn SigningKey>,
+    chain: Vec<CertificateDer<'static>>,
+    busy: Arc<AtomicBool>,
+}
+
+impl ResolvesClientCert for Hardware {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::new(CertifiedKey::new(self.chain.clone(), Arc::new(self.clone()))))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl SigningKey for Hardware {
+    fn choose_scheme(&self, _: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        Some(Box::new(self.clone()))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
+}
+
+impl Signer for Hardware {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        if self.busy.load(Ordering::Relaxed) {
+            return Err(rustls::Error::General("the TPM is busy".to_owned()));
+        }
+        self.key.choose_scheme(&[self.scheme()]).unwrap().sign(message)
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_sign_just_now_is_asked_again() {
+    let broker = Broker::start();
+    let ours = broker.authority().issue("acme.robot-1", &[]);
+    let key = PrivateKeyDer::from_pem_slice(ours.key.as_bytes()).unwrap();
+    let hardware = Hardware {
+        key: rustls::crypto::ring::sign::any_ecdsa_type(&key).unwrap(),
+        chain: certificate_chain(ours.certificate.as_bytes()).unwrap(),
+        busy: Arc::new(AtomicBool::new(true)),
+    };
+    let busy = Arc::clone(&hardware.busy);
+    let ca = broker.authority().pem();
+    let tls = client_config_resolving(ca.as_bytes(), Arc::new(hardware)).unwrap();
+    let mut robot = Subject::spawn(config("robot", broker.tls_endpoint("localhost", tls)));
+    let error = robot.expect_down().await;
+    assert!(!error.is_fatal() && error.to_string().contains("the TPM is busy"), "{error:?}");
+    busy.store(false, Ordering::Relaxed);
+    robot.wait_up().await;
+    robot.close().await;
 }
 
 #[tokio::test]

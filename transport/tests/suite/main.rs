@@ -18,6 +18,8 @@ mod names;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod signatures;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod transfer;

@@ -4,7 +4,8 @@ use ciborium::{Value, cbor};
 use moai_transport::chunk;
 use moai_transport::ids::Digest;
 use moai_transport::message::{
-    ErrorBody, ErrorCode, Have, MAX_CHUNKS, Manifest, MessageError, RobotState, WorkerState,
+    CHALLENGE_LEN, Challenge, ErrorBody, ErrorCode, Have, MAX_CHUNKS, Manifest, MessageError,
+    RobotState, WorkerState,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -126,6 +127,25 @@ fn bodies_are_taken_strictly() {
 }
 
 #[test]
+fn a_challenge_has_32_random_bytes() {
+    let challenge = Challenge { worker: worker(), nonce: 1, challenge: vec![7; CHALLENGE_LEN] };
+    let body = challenge.encode().unwrap();
+    let expected = cbor!({
+        "worker" => "worker-1",
+        "nonce" => 1,
+        "challenge" => Value::Bytes(vec![7; CHALLENGE_LEN]),
+    });
+    assert_eq!(body, bytes(&expected.unwrap()));
+    assert_eq!(Challenge::decode(&body).unwrap().random(), Ok([7; CHALLENGE_LEN]));
+    for len in [0, CHALLENGE_LEN - 1, CHALLENGE_LEN + 1] {
+        let other = Challenge { challenge: vec![7; len], ..challenge.clone() };
+        assert!(other.encode().is_err(), "{len}");
+        let body = bytes(&Value::serialized(&other).unwrap());
+        assert!(Challenge::decode(&body).is_err(), "{len}");
+    }
+}
+
+#[test]
 fn an_error_has_a_code_for_programs_and_a_short_message_for_people() {
     let error = ErrorBody::new(ErrorCode::UnknownSession, "open it again");
     let expected = cbor!({"code" => "unknown_session", "message" => "open it again"});
@@ -161,6 +181,7 @@ proptest! {
     fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = Manifest::decode(&body, u64::MAX);
         let _ = Have::decode(&body);
+        let _ = Challenge::decode(&body);
         let _ = ErrorBody::decode(&body);
         let _ = WorkerState::decode(&body);
         let _ = RobotState::decode(&body);

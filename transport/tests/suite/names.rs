@@ -116,7 +116,7 @@ fn worker() -> impl Strategy<Value = WorkerId> {
 }
 
 fn topic() -> impl Strategy<Value = Topic> {
-    let addressed = (identity(), worker(), session(), 0..8_u8).prop_map(
+    let addressed = (identity(), worker(), session(), 0..10_u8).prop_map(
         |(identity, worker, session, which)| match which {
             0 => Topic::Open { identity, session },
             1 => Topic::Chunk { identity, worker, session },
@@ -125,6 +125,8 @@ fn topic() -> impl Strategy<Value = Topic> {
             4 => Topic::RobotStatus { identity },
             5 => Topic::Have { identity, session },
             6 => Topic::Result { identity, session },
+            7 => Topic::Attest { identity, worker, session },
+            8 => Topic::Challenge { identity, session },
             _ => Topic::Error { identity, session },
         },
     );

@@ -12,7 +12,7 @@ use moai_transport::topic::{Topic, robot_filters, worker_filters};
 use tokio::task::JoinSet;
 
 use crate::support::broker::Broker;
-use crate::support::values::{claims, context, frame, identity, session, worker};
+use crate::support::values::{claims, context, decode, encode, frame, identity, session, worker};
 use crate::support::{Subject, config};
 
 const KEY_LEN: usize = 12_000_000;
@@ -26,7 +26,7 @@ fn at_least_once(config: LinkConfig, filters: Vec<String>) -> LinkConfig {
 
 fn framed(topic: &Topic, frame: &Frame) -> Outgoing {
     frame.check_topic(topic).unwrap();
-    Outgoing::new(topic.to_string(), frame.encode().unwrap(), Qos::AtLeastOnce)
+    Outgoing::new(topic.to_string(), encode(frame).unwrap(), Qos::AtLeastOnce)
 }
 
 fn topic(make: impl FnOnce(Identity, SessionId) -> Topic) -> Topic {
@@ -44,7 +44,7 @@ async fn work(mut server: Subject) -> (Vec<u8>, usize) {
             LinkEvent::Up | LinkEvent::Down(_) => continue,
         };
         let topic: Topic = message.topic.parse().unwrap();
-        let frame = Frame::decode(&message.payload).unwrap();
+        let frame = decode(&message.payload).unwrap();
         frame.check_topic(&topic).unwrap();
         let tells = match frame.kind {
             FrameKind::Open => {

@@ -71,7 +71,11 @@ impl Actor {
         if let Err(error) = self.services.erase_record(id.clone()).await {
             tracing::error!(session = %id, %error, "the record of an ended session stays");
         }
+        let reports = self.reports.clone();
+        // Whoever hears of the end can count on it that the keys are gone.
+        drop(self);
         tracing::info!(session = %id, reason = reason.text(), "session ended");
-        self.report(SessionReport::Ended(reason)).await;
+        // A task that has gone needs no reports.
+        let _ = reports.send((id, SessionReport::Ended(reason))).await;
     }
 }

@@ -1,5 +1,6 @@
 //! The one owner task of a session: it turns events into frames, answers and an end.
 
+mod attesting;
 mod ending;
 mod outcome;
 
@@ -36,6 +37,7 @@ enum Done {
     Chunk { index: u64, sent: Result<usize, SendError> },
     Job { number: JobNumber, sent: Result<usize, SendError> },
     Opened(Result<usize, SendError>),
+    Attested(Result<(), String>),
 }
 
 /// Evaluation keys and what they look like.
@@ -52,6 +54,8 @@ pub(super) struct Actor {
     engine: Box<dyn Engine>,
     registration: Registration,
     jobs: Jobs,
+    /// A challenge is being answered.
+    attesting: bool,
     draining: Option<EndReason>,
     work: JoinSet<Done>,
     /// Outcomes on their way to onboard software.
@@ -85,6 +89,7 @@ impl Actor {
             engine,
             registration,
             jobs,
+            attesting: false,
             draining: None,
             work: JoinSet::new(),
             releases: JoinSet::new(),
@@ -343,6 +348,7 @@ impl Actor {
         match event {
             SessionEvent::Up => self.renew("the uplink came back").await,
             SessionEvent::Have(have) => self.have(&have).await,
+            SessionEvent::Challenge(challenge) => self.challenge(challenge).await,
             SessionEvent::Result { number, body, compute, frame_len } => {
                 self.answer(number, &body, compute, frame_len);
             }
@@ -376,7 +382,12 @@ impl Actor {
             // Not about the session's opening, and about no job: somebody else's frame, if anybody's.
             (_, None) if self.registration.registered_worker().is_some() => {}
             (code, None) if code.is_transient() => {
-                let why = format!("the server is busy: {}", error.message);
+                let why = match code {
+                    ErrorCode::UntrustedCertificate => "the server does not trust this robot",
+                    ErrorCode::NotAttested => "the server does not believe this robot's state",
+                    _ => "the server is busy",
+                };
+                let why = format!("{why}: {}", error.message);
                 self.report(SessionReport::Opening(Some(why))).await;
             }
             (_, None) => {
@@ -396,7 +407,11 @@ impl Actor {
                 tracing::debug!(session = %self.record.id, %number, %error, "job not sent yet");
                 self.jobs.retry(number, now, BUSY_PAUSE);
             }
+            Done::Attested(outcome) => self.attested(outcome).await,
             Done::Opened(Ok(_)) => {}
+            Done::Opened(Err(error @ SendError::Frame(_))) => {
+                tracing::warn!(session = %self.record.id, %error, "open cannot be sent; trying again");
+            }
             Done::Opened(Err(error)) => {
                 tracing::debug!(session = %self.record.id, %error, "open not sent yet");
             }

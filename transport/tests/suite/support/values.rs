@@ -1,7 +1,9 @@
 //! Example values.
 
-use moai_transport::frame::{Claims, Frame, FrameKind};
+use moai_transport::frame::{Claims, Frame, FrameError, FrameKind, Received};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
+
+use super::signer::{NOW, ROBOT, trusted};
 
 pub(crate) fn identity() -> Identity {
     "acme.robot-1".parse().unwrap()
@@ -35,4 +37,20 @@ pub(crate) fn claims(kind: FrameKind) -> Claims {
 
 pub(crate) fn frame(kind: FrameKind, body: impl Into<Vec<u8>>) -> Frame {
     Frame { kind, claims: claims(kind), body: body.into() }
+}
+
+/// The frame's bytes, signed by the robot if its kind is signed.
+pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
+    if frame.kind.is_signed() { frame.encode_signed(&*ROBOT) } else { frame.encode() }
+}
+
+/// The frame in these bytes, verified if its kind is signed.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
+    match Received::decode(bytes).map_err(|error| error.to_string())? {
+        Received::Plain(frame) => Ok(frame),
+        Received::Signed(signed) => {
+            let verified = signed.verify(&trusted(), NOW).map_err(|error| error.to_string())?;
+            Ok(verified.into_frame())
+        }
+    }
 }
