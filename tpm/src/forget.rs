@@ -64,7 +64,7 @@ impl Device {
     /// to seal.
     pub(crate) fn forget_input(&mut self, parent: KeyHandle, template: Public) {
         let _ = self.attempt(|context| {
-            let password = Auth::try_from(vec![0; RecoveryCode::LEN + 1])?;
+            let password = Auth::try_from(vec![0; RecoveryCode::LEN])?;
             let data = SensitiveData::try_from(vec![0; RootSecret::LEN + RecoveryCode::LEN])?;
             context.execute_with_session(Some(AuthSession::Password), |context| {
                 context.create(parent, template, Some(password), Some(data), None, None)

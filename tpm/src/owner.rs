@@ -11,11 +11,12 @@
 //!    of secrets there.
 //! 6. The thread ends when the last [`Owner`] is dropped.
 
-use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use zeroize::zeroize_stack;
 
 use crate::code::spares_connection;
 use crate::error::TpmError;
@@ -105,15 +106,8 @@ fn run<R>(jobs: &Receiver<Job<R>>, mut open: impl FnMut() -> Result<R, TpmError>
             let broken = resource.take();
             let _ = contained(|| drop(broken));
         }
-        overwrite_stack();
+        zeroize_stack::<STACK_LEN>();
     }
-}
-
-/// Overwrites what earlier calls left on the stack below the caller's frame.
-#[inline(never)]
-#[expect(clippy::large_stack_arrays, reason = "the stack is what it is about")]
-fn overwrite_stack() {
-    black_box(&mut [0_u8; STACK_LEN]);
 }
 
 /// Runs `f`; `None` when it panicked. Whatever it touched is thrown away then.
@@ -156,6 +150,35 @@ mod tests {
         });
         is_busy.recv_timeout(PATIENT).expect("job starts");
         release
+    }
+
+    /// How many bytes of a mark are at an address of this process.
+    fn marks(address: usize) -> usize {
+        let mut bytes = vec![0; MARK_LEN];
+        let memory = std::fs::File::open("/proc/self/mem").expect("procfs");
+        let offset = u64::try_from(address).expect("addresses have 64 bits");
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, offset).expect("mapped");
+        bytes.into_iter().filter(|byte| *byte == 0xa5).count()
+    }
+
+    const MARK_LEN: usize = 16 * 1024;
+
+    #[inline(never)]
+    fn mark_stack() -> usize {
+        let mut secret = [0xa5_u8; MARK_LEN];
+        std::hint::black_box(&mut secret).as_ptr().addr()
+    }
+
+    #[test]
+    fn what_a_job_left_on_the_stack_is_overwritten_before_the_next() {
+        let owner = counting(PATIENT);
+        let marked = owner.call(|_| {
+            let address = mark_stack();
+            Ok((address, marks(address)))
+        });
+        let (address, left) = marked.expect("call succeeds");
+        assert!(left > MARK_LEN / 2, "or the test looks in the wrong place");
+        assert_eq!(owner.call(move |_| Ok(marks(address))), Ok(0));
     }
 
     #[test]

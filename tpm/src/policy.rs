@@ -112,3 +112,15 @@ fn extended(command_code: u32, arguments: &[&[u8]]) -> PolicyDigest {
     }
     hash.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_policy_key_signs_names_purpose_and_pcrs() {
+        let reference = policy_ref("sha256:0,7,9".parse().unwrap());
+        // Purpose, then TPMS_PCR_SELECTION: algorithm, size of the mask, mask.
+        assert_eq!(&reference, b"moai/v1/boot\x00\x0b\x03\x81\x02\x00");
+    }
+}

@@ -108,13 +108,10 @@ impl RecoveryCode {
         text
     }
 
-    /// The code as the sealed object's password. TPMs drop zeros at its end, which must not make
-    /// two codes one, so it ends in another byte.
+    /// The code as the sealed object's password. TPMs drop zeros at its end, and so do HMACs: as
+    /// all codes have one length, no two become one.
     pub(crate) fn to_auth(&self) -> tss_esapi::Result<Auth> {
-        let mut password = Vec::with_capacity(Self::LEN + 1);
-        password.extend_from_slice(self.expose());
-        password.push(1);
-        Auth::try_from(password)
+        Auth::try_from(self.expose().to_vec())
     }
 
     fn digest_bits(&self) -> u32 {
