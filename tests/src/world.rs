@@ -196,7 +196,7 @@ impl Builder {
         self
     }
 
-    /// The log level of agent and server; tests run at "trace" unless told otherwise.
+    /// The log level of agent and server; tests run at "trace" (the agent with the trace of its TPM library) unless told otherwise.
     #[must_use]
     pub fn log_level(self, level: &str) -> Self {
         let toml = format!("[log]\nlevel = {level:?}\n");

@@ -143,7 +143,7 @@ async fn no_secret_and_no_reading_is_in_any_message_file_or_log() -> Result<()> 
     let log = std::fs::read_dir(stage.directory().join("acme.robot-1/agent/logs"))?;
     assert!(log.count() > 0, "logs are files below the directory that is searched");
     let agent = stage.robot.agent.config_file();
-    assert!(std::fs::read_to_string(agent)?.contains("level = \"trace\""));
+    assert!(std::fs::read_to_string(agent)?.contains("level = \"trace,tss_esapi=trace\""));
     let findings = scanner.path(stage.directory())?;
     assert!(findings.is_empty(), "{}", list(&findings));
     Ok(())
