@@ -264,13 +264,13 @@ impl Device {
             return Err(key_error(KeyTrouble::WrongKind));
         }
         let outcome = self.with_recorded_srk(&key.srk, |device, srk| {
-            let loaded = device.with_session(SessionType::Hmac, srk, |device, session| {
-                device.execute(Command::Load, |context| {
-                    let public = Public::unmarshall(&key.public_area())?;
-                    let private = Private::try_from(key.private())?;
-                    context.execute_with_session(Some(session), |context| {
-                        context.load(srk, private, public)
-                    })
+            let loaded = device.execute(Command::Load, |context| {
+                let public = Public::unmarshall(&key.public_area())?;
+                let private = Private::try_from(key.private())?;
+                // Nothing here is secret, and the TSS library takes the key's name from our public
+                // area: a key put in its place fails when it is used.
+                context.execute_with_session(Some(AuthSession::Password), |context| {
+                    context.load(srk, private, public)
                 })
             })?;
             device.with_flushed(loaded.into(), |device| f(device, srk, loaded))

@@ -209,8 +209,8 @@ fn every_session_is_salted_to_the_storage_root_key() {
     tpm.certify(&identity, &attestation, DIGEST).unwrap();
     tpm.quote(&attestation, PcrSelection::default(), DIGEST).unwrap();
     let salted_to = salted_to.lock().unwrap();
-    // One for each Create, Load, Sign, Certify and Quote.
-    assert_eq!(salted_to.len(), 2 + 4 + 1 + 1 + 1);
+    // One for each Create, Sign, Certify and Quote.
+    assert_eq!(salted_to.len(), 2 + 1 + 1 + 1);
     assert!(salted_to.iter().all(|key| key == &SRK_HANDLE.to_be_bytes()));
 }
 
