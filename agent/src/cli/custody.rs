@@ -26,7 +26,10 @@ pub(super) fn provision(config: &Config, arguments: &Provision) -> Result<()> {
         .mode(0o700)
         .create(state)
         .with_context(|| format!("cannot make {}", state.display()))?;
-    identity::prepare(config)?;
+    // A provisioned robot is refused below, before anything is said.
+    if !state.join(custody::ROOT_FILE).exists() {
+        identity::prepare(config)?;
+    }
     let has_codes = matches!(config.custody.custodian, CustodianConfig::Tpm);
     let recovery_code = has_codes && !arguments.no_recovery_code;
     let extras = Extras { recovery_code, escrow: arguments.escrow };
