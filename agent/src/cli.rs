@@ -132,6 +132,7 @@ fn rotate_root(config: &Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
 }
 
 fn check(path: &Path, config: &Config) -> anyhow::Result<()> {
+    config.uplink.server_key.read()?;
     match crate::identity::certificate::check(config) {
         Ok(_) | Err(IdentityError::NoKey { .. }) => {}
         Err(error @ IdentityError::NoCertificate { .. }) => println!("{error}"),

@@ -9,12 +9,14 @@ mod custody;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use moai_settings::{Section, SettingsError};
+use moai_settings::{Problem, Section, SettingsError};
 use moai_tpm::{PcrSelection, Tcti};
 use moai_transport::ids::Identity;
+use moai_transport::keys::{MAX_KEY_FILE_LEN, ServerKeys};
 
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
 
+use crate::custody::files::read_capped;
 use crate::ttl::{Lifetimes, MAX_LIFETIME};
 
 /// Where the configuration lies unless the command line says otherwise.
@@ -82,6 +84,8 @@ pub struct UplinkConfig {
     pub ca: PathBuf,
     /// PEM file with the authorities that servers trust for robots; `ca` if not set.
     pub robots_ca: PathBuf,
+    /// PEM file with the public keys of the servers to believe.
+    pub server_key: ServerKeyFile,
     /// PEM file with the robot's certificate chain.
     pub certificate: PathBuf,
     /// Where the certificate's private key is.
@@ -91,6 +95,37 @@ pub struct UplinkConfig {
     pub renew_command: Vec<String>,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
+}
+
+/// The file with the keys of the servers to believe, and where the configuration says so.
+#[derive(Debug, Clone)]
+pub struct ServerKeyFile {
+    /// The file.
+    pub path: PathBuf,
+    config: PathBuf,
+    line: usize,
+}
+
+impl ServerKeyFile {
+    /// The keys.
+    ///
+    /// # Errors
+    /// The file cannot be read or holds something else; the error has the line of the configuration.
+    pub fn read(&self) -> Result<ServerKeys, SettingsError> {
+        let problem = |why: &dyn std::fmt::Display| SettingsError::Invalid {
+            path: self.config.clone(),
+            problems: vec![Problem {
+                line: self.line,
+                message: format!(
+                    "`uplink.server_key` is not usable: {}: {why}; place there what `moai-server key \
+                     public` prints",
+                    self.path.display()
+                ),
+            }],
+        };
+        let pem = read_capped(&self.path, MAX_KEY_FILE_LEN).map_err(|error| problem(&error))?;
+        ServerKeys::from_pem(&pem).map_err(|error| problem(&error))
+    }
 }
 
 /// Where the private key of the robot's certificate is.
@@ -138,11 +173,11 @@ impl Config {
     /// # Errors
     /// The file cannot be read, or has problems; every problem is listed with its line.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
-        moai_settings::load(path, build)
+        moai_settings::load(path, |root| build(path, root))
     }
 }
 
-fn build(root: &mut Section<'_>) -> Option<Config> {
+fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
     let identity = root.required("identity");
     let development = root.boolean("development", false)?;
     let state_directory = root.optional("state_directory", PathBuf::from("/var/lib/moai-agent"));
@@ -156,7 +191,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         let prefix = onboard.optional("prefix", TopicPrefix("moai".to_owned()));
         Some(OnboardConfig { host: host?, port: port?, prefix: prefix?.0 })
     });
-    let uplink = root.section("uplink", |section| uplink(section, development));
+    let uplink = root.section("uplink", |section| uplink(path, section, development));
     let lifetimes = root.section("sessions", |sessions| {
         let default = Lifetimes::default();
         let general = lifetime(sessions, "general_ttl_seconds", default.general);
@@ -198,11 +233,13 @@ fn tpm(tpm: &mut Section<'_>) -> Option<TpmConfig> {
     })
 }
 
-fn uplink(uplink: &mut Section<'_>, development: bool) -> Option<UplinkConfig> {
+fn uplink(config: &Path, uplink: &mut Section<'_>, development: bool) -> Option<UplinkConfig> {
     let host = uplink.required("host");
     let port = port(uplink, 8883);
     let ca = uplink.optional("ca", PathBuf::from("/etc/moai-agent/ca.pem"));
     let robots_ca = uplink.maybe("robots_ca");
+    let line = uplink.line("server_key");
+    let server_key = uplink.optional("server_key", PathBuf::from("/etc/moai-agent/server-key.pem"));
     let certificate =
         uplink.optional("certificate", PathBuf::from("/var/lib/moai-agent/robot.pem"));
     let key = uplink.optional("key", "tpm".to_owned());
@@ -226,6 +263,7 @@ fn uplink(uplink: &mut Section<'_>, development: bool) -> Option<UplinkConfig> {
         port: port?,
         robots_ca: robots_ca?.or_else(|| ca.clone())?,
         ca: ca?,
+        server_key: ServerKeyFile { path: server_key?, config: config.to_owned(), line },
         certificate: certificate?,
         key: key?,
         renew_command: renew_command?,
@@ -278,7 +316,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, SettingsError> {
-        moai_settings::read(Path::new("agent.toml"), text, build)
+        let path = Path::new("agent.toml");
+        moai_settings::read(path, text, |root| build(path, root))
     }
 
     #[test]

@@ -91,6 +91,7 @@ async fn work(
     observe: fn(RotationStep),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let servers = config.uplink.server_key.read()?;
     let Some(opened) = startup::open_custody(config, progress, &stop).await? else { return Ok(()) };
     let Opened { custody, vault, epoch, custodian } = opened;
     let spool = Spool::open(&config.state_directory.join("spool.redb"))?;
@@ -103,8 +104,14 @@ async fn work(
     let attester = attestation::attester(config, credentials.key());
     let (uplink_link, uplink_events) = open_uplink(config, credentials.clone(), &links)?;
     let (onboard_link, onboard_events) = open_onboard(config, &links);
-    let (uplink, router) =
-        Uplink::start(config.identity.clone(), credentials, uplink_link.clone(), uplink_events);
+    let (uplink, router) = Uplink::start(
+        config.identity.clone(),
+        credentials,
+        servers,
+        clock.clone(),
+        uplink_link.clone(),
+        uplink_events,
+    );
     let (onboard_state, onboard_state_receiver) = watch::channel(LinkState::connecting());
     let prefix = config.onboard.prefix.clone();
     let onboard =

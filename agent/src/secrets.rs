@@ -10,6 +10,7 @@
 use hkdf::Hkdf;
 use moai_fhe::{Entropy, EntropyError, KeySeed};
 use moai_tpm::RootSecret;
+use moai_transport::keys::SessionSigningKey;
 use sha2::Sha256;
 use zeroize::{Zeroize as _, Zeroizing, zeroize_stack};
 
@@ -62,6 +63,22 @@ impl SessionSeed {
     #[must_use]
     pub fn fhe_seed(&self, scheme: &str) -> KeySeed {
         KeySeed::filled_by(|seed| derive(&self.0, scheme.as_bytes(), seed))
+    }
+
+    /// What signs the session's frames. The same seed makes the same key, so an agent that restarted
+    /// has it again.
+    #[must_use]
+    pub fn signing_key(&self) -> SessionSigningKey {
+        let seed = self.signing_seed();
+        scrubbed(|| SessionSigningKey::from_seed(&seed))
+    }
+
+    /// The bytes of the signing key: for whoever searches for leaks of them.
+    #[must_use]
+    pub fn signing_seed(&self) -> Box<Zeroizing<[u8; 32]>> {
+        let mut seed = Box::<Zeroizing<[u8; 32]>>::default();
+        derive(&self.0, b"sign", &mut seed);
+        seed
     }
 
     /// The bytes: for the vault, and for whoever searches for leaks of them.
@@ -130,6 +147,8 @@ mod tests {
     fn derived_keys_differ_by_purpose_and_by_root() {
         let seed = SessionSeed::from_bytes([7; 32]);
         assert_ne!(seed.fhe_seed("tfhe").expose(), seed.fhe_seed("ckks").expose());
+        assert_ne!(seed.fhe_seed("tfhe").expose(), &**seed.signing_seed());
+        assert_eq!(seed.signing_key().public(), seed.signing_key().public());
         let one = VaultKey::derive(&RootSecret::from_bytes([1; 32]));
         let other = VaultKey::derive(&RootSecret::from_bytes([2; 32]));
         assert_ne!(one.expose(), other.expose());

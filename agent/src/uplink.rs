@@ -2,8 +2,12 @@
 //!
 //! Invariants:
 //! - one task owns the link's incoming side and the table of sessions;
-//! - registrations leave signed by the robot's identity key;
+//! - registrations leave signed by the robot's identity key, what follows them by the session's;
+//! - a frame is believed only if a server whose key is pinned has signed it and it is fresh; before
+//!   that nothing but its topic is looked at;
 //! - a frame reaches a session only if its topic and its claims name that session and this robot;
+//! - a catalogue is replaced by a newer one only;
+//! - every refusal goes through [`refused`];
 //! - routing never waits: a session too slow to take an event loses it, and the cycle of
 //!   open, have, job and result heals that as it heals any other loss.
 
@@ -12,12 +16,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::ModelCard;
-use moai_transport::frame::{Frame, FrameKind, FrameSigner};
+use moai_transport::frame::{
+    Frame, FrameError, FrameKind, FrameSigner, Received, Signatory, SignatureError, Stale,
+};
 use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId, WorkerId};
+use moai_transport::keys::{ServerKeys, SessionSigningKey};
 use moai_transport::link::{Link, LinkEvent, Message, Outgoing, PublishError, Qos};
 use moai_transport::message::{Challenge, ErrorBody, Have, WorkerState};
 use moai_transport::topic::Topic;
 use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::secrets::scrubbed;
 
 const SESSION_QUEUE_LEN: usize = 64;
 const MAX_MODELS: usize = 256;
@@ -31,8 +41,15 @@ pub enum SessionEvent {
     Have(Have),
     /// The server wants evidence of the robot's state first.
     Challenge(Challenge),
+    /// A server's answer came at a time when it means nothing: the clocks differ, or somebody held it
+    /// back.
+    Stale(Stale),
     /// An encrypted answer.
     Result {
+        /// The model that was asked.
+        model: Option<ModelId>,
+        /// The context it was computed in, if the server says so.
+        context: Option<ContextId>,
         /// The job it answers.
         number: JobNumber,
         /// The encrypted result.
@@ -134,7 +151,7 @@ pub struct Sent {
 pub enum SendError {
     /// The frame cannot be encoded.
     #[error("a frame cannot be encoded: {0}")]
-    Frame(#[from] moai_transport::frame::FrameError),
+    Frame(#[from] FrameError),
     /// The link did not take it.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -146,6 +163,8 @@ impl Uplink {
     pub fn start(
         identity: Identity,
         signer: Arc<dyn FrameSigner>,
+        servers: ServerKeys,
+        clock: Arc<dyn Clock>,
         link: Link,
         events: mpsc::Receiver<LinkEvent>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
@@ -154,7 +173,10 @@ impl Uplink {
         let (state_sender, state) = watch::channel(LinkState::connecting());
         let owner = Router {
             identity: identity.clone(),
+            servers,
+            clock,
             sessions: HashMap::new(),
+            issued: 0,
             catalogue: catalogue_sender,
             state: state_sender,
         };
@@ -193,7 +215,8 @@ impl Uplink {
         let _ = self.routes.send(Route::Remove(session)).await;
     }
 
-    /// Publishes a frame, signed if its kind is; returns when the broker has taken it.
+    /// Publishes a frame, signed by whoever signs its kind, the session with `key`; returns when the
+    /// broker has taken it.
     ///
     /// # Errors
     /// The frame cannot be encoded, is too large, or the link went down.
@@ -201,12 +224,13 @@ impl Uplink {
         &self,
         topic: &Topic,
         frame: &Frame,
+        key: &SessionSigningKey,
         expiry: Duration,
     ) -> Result<Sent, SendError> {
-        let payload = if frame.kind.is_signed() {
-            frame.encode_signed(&*self.signer)?
-        } else {
-            frame.encode()?
+        let payload = match frame.kind.signatory() {
+            Some(Signatory::Robot) => frame.encode_as_robot(&*self.signer)?,
+            Some(_) => scrubbed(|| frame.encode_as_session(key))?,
+            None => frame.encode()?,
         };
         let frame_len = payload.len();
         let outgoing = Outgoing {
@@ -220,6 +244,10 @@ impl Uplink {
 
 struct Router {
     identity: Identity,
+    servers: ServerKeys,
+    clock: Arc<dyn Clock>,
+    /// When the newest catalogue was issued, in milliseconds since 1970.
+    issued: u64,
     sessions: HashMap<SessionId, mpsc::Sender<SessionEvent>>,
     catalogue: watch::Sender<Option<Arc<Catalogue>>>,
     state: watch::Sender<LinkState>,
@@ -277,45 +305,81 @@ impl Router {
             }
             return;
         }
-        let frame = match Frame::decode(&message.payload)
-            .and_then(|frame| frame.check_topic(&topic).map(|()| frame))
-        {
-            Ok(frame) => frame,
-            Err(error) => {
-                tracing::warn!(%error, topic = %message.topic, "frame dropped");
-                return;
-            }
-        };
-        if frame.kind == FrameKind::Models {
-            self.take_catalogue(&frame.body);
-            return;
-        }
-        let Some(session) = frame.claims.session.clone() else { return };
-        let foreign = frame.claims.identity.as_ref() != Some(&self.identity);
-        let Some(sender) = self.sessions.get(&session).filter(|_| !foreign) else {
-            tracing::debug!(%session, kind = ?frame.kind, "frame of no session of ours dropped");
-            return;
-        };
-        match session_event(frame, message.payload.len()) {
-            Ok(event) => {
-                if sender.try_send(event).is_err() {
-                    tracing::debug!(%session, "session is busy; an event is dropped and will recur");
+        let foreign = topic.identity().is_some_and(|identity| *identity != self.identity);
+        let sender = match topic.session() {
+            Some(session) => match self.sessions.get(session).filter(|_| !foreign) {
+                Some(sender) => Some(sender),
+                None => {
+                    tracing::debug!(topic = %message.topic, "frame of no session of ours dropped");
+                    return;
                 }
+            },
+            None => None,
+        };
+        let frame = match self.believed(&topic, &message.payload) {
+            Ok(frame) => frame,
+            Err(why) => {
+                if let (Refusal::Signature(SignatureError::Stale(stale)), Some(sender)) =
+                    (&why, sender)
+                {
+                    // A session that is busy is one that works.
+                    let _ = sender.try_send(SessionEvent::Stale(*stale));
+                }
+                return refused(&message.topic, &why);
             }
-            Err(error) => tracing::warn!(%session, %error, "frame dropped"),
+        };
+        match sender {
+            None => self.take_catalogue(&frame),
+            Some(sender) => match session_event(frame, message.payload.len()) {
+                Ok(event) => {
+                    if sender.try_send(event).is_err() {
+                        tracing::debug!(topic = %message.topic, "session is busy; an event is dropped and will recur");
+                    }
+                }
+                Err(why) => refused(&message.topic, &why),
+            },
         }
     }
 
-    fn take_catalogue(&self, body: &[u8]) {
-        match Catalogue::parse(body) {
+    /// The frame in these bytes, if a server meant it for this topic, now.
+    fn believed(&self, topic: &Topic, bytes: &[u8]) -> Result<Frame, Refusal> {
+        let Received::Signed(signed) = Received::decode(bytes)? else {
+            return Err(FrameError::Topic("kind").into());
+        };
+        let frame = signed.verify_server(&self.servers, self.clock.unix().as_secs())?;
+        frame.check_topic(topic)?;
+        Ok(frame)
+    }
+
+    fn take_catalogue(&mut self, frame: &Frame) {
+        let issued = frame.claims.number;
+        if issued < self.issued {
+            return refused(&"the catalogue", &"it is older than the one we have");
+        }
+        match Catalogue::parse(&frame.body) {
             Ok(catalogue) => {
                 let models: Vec<_> = catalogue.ids().map(ToString::to_string).collect();
                 tracing::info!(?models, "catalogue received");
+                self.issued = issued;
                 self.catalogue.send_replace(Some(Arc::new(catalogue)));
             }
-            Err(error) => tracing::warn!(%error, "catalogue refused; the earlier one stays"),
+            Err(error) => refused(&"the catalogue", &error),
         }
     }
+}
+
+/// Why a frame is not obeyed.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+}
+
+/// Takes note of what came from the uplink and was not obeyed.
+pub(crate) fn refused(what: &dyn std::fmt::Display, why: &dyn std::fmt::Display) {
+    tracing::warn!(%what, %why, "refused");
 }
 
 fn session_event(frame: Frame, frame_len: usize) -> Result<SessionEvent, String> {
@@ -328,6 +392,8 @@ fn session_event(frame: Frame, frame_len: usize) -> Result<SessionEvent, String>
             .map(SessionEvent::Challenge)
             .map_err(|error| error.to_string()),
         FrameKind::Result => Ok(SessionEvent::Result {
+            model: frame.claims.model,
+            context: frame.claims.context,
             number,
             compute: frame.claims.compute_micros.map(Duration::from_micros),
             body: frame.body,

@@ -56,6 +56,9 @@ pub struct SessionFacts {
     pub boot: BootId,
     /// What its evaluation keys look like; absent until they were generated once.
     pub manifest: Option<Manifest>,
+    /// How often the session was begun or resumed: each time its opens are numbered from above all
+    /// numbers that were ever used.
+    pub run: u32,
 }
 
 /// Why the vault failed.
@@ -342,6 +345,7 @@ pub(crate) mod tests {
             expires: BootInstant(5000),
             boot: BootId::of("boot"),
             manifest: None,
+            run: 1,
         };
         let seed = Arc::new(SessionSeed::from_bytes([n; 32]));
         SessionRecord { id: SessionId::new(1_700_000_000_000, [n; 10]), seed, facts }

@@ -18,6 +18,7 @@ use moai_attestation::{
     Enrolment, EnrolmentError, Evidence, MAX_ENROLMENT_LEN, qualifying, verify,
 };
 use moai_transport::ids::Identity;
+use moai_transport::keys::SessionPublicKey;
 use moai_transport::message::{CHALLENGE_LEN, ErrorCode, Manifest};
 use moai_transport::trust::RobotCertificate;
 use tokio::time::Instant;
@@ -116,6 +117,11 @@ impl Attestation {
             let message = "no challenge waits for this evidence; open the session again".to_owned();
             Refused(ErrorCode::UnknownSession, message)
         })
+    }
+
+    /// What signs the frames of a session that waits for evidence.
+    pub(crate) fn session_key(&self, key: &SessionKey) -> Option<SessionPublicKey> {
+        self.waiting.get(key).map(|waiting| waiting.opening.manifest.session_key)
     }
 
     /// The robot was believed.
@@ -262,10 +268,13 @@ mod tests {
     use super::*;
     use moai_transport::chunk;
     use moai_transport::ids::{ContextId, Digest, SessionId};
+    use moai_transport::keys::SessionSigningKey;
 
     fn opening(identity_key: u8) -> Opening {
         let ttl = Duration::from_mins(1);
-        let manifest = chunk::manifest(ContextId(Digest([0; 32])), ttl, &[7; 1000], 1).unwrap();
+        let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
+        let context = ContextId(Digest([0; 32]));
+        let manifest = chunk::manifest(context, ttl, session_key, &[7; 1000], 1).unwrap();
         let identity = "acme.r1".parse().unwrap();
         let public_key = [identity_key; 65];
         let signer = RobotCertificate { identity, public_key, not_before: 0, not_after: 1 };

@@ -20,6 +20,9 @@ pub struct Config {
     pub worker_group: WorkerGroup,
     /// Tenants that get the catalogue.
     pub tenants: BTreeSet<Tenant>,
+    /// PEM file with the key that signs what this server says; every worker of a group has the same,
+    /// and robots are configured with its public half.
+    pub signing_key: PathBuf,
     /// Every `*.json` in it is a model.
     pub models_directory: PathBuf,
     /// The longest a session's keys are kept, whatever its manifest asks for.
@@ -80,6 +83,7 @@ impl Config {
 fn build(root: &mut Section<'_>) -> Option<Config> {
     let worker_group = root.required::<WorkerGroup>("worker_group");
     let tenants = root.required_list::<Tenant>("tenants");
+    let signing_key = root.required("signing_key");
     let models_directory = root.required("models_directory");
     let max_ttl = root.integer("max_ttl_seconds", 1..=14400, Some(14400));
     let threads = root.integer("threads", 1..=256, Some(2));
@@ -115,6 +119,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     Some(Config {
         worker_group: worker_group?,
         tenants: tenants?.into_iter().collect(),
+        signing_key: signing_key?,
         models_directory: models_directory?,
         max_ttl: Duration::from_secs(max_ttl?),
         threads: usize::try_from(threads?).ok()?,
@@ -160,7 +165,7 @@ mod tests {
     #[test]
     fn tenants_are_a_list_and_every_mistake_is_named() {
         let text = "worker_group = 'g'\ntenants = ['acme', 'globex']\nmodels_directory = 'm'\n\
-                    [broker]\nhost = 'b'\n";
+                    signing_key = 'k'\n[broker]\nhost = 'b'\n";
         let config = moai_settings::read(Path::new("s.toml"), text, build).unwrap();
         assert_eq!(config.tenants.len(), 2);
         assert_eq!(config.enrolments, Path::new("/etc/moai-server/robots"));
@@ -173,6 +178,7 @@ mod tests {
             "s.toml:2: `tenants`",
             "s.toml:3: `threads`",
             "`models_directory` is missing",
+            "`signing_key` is missing",
             "`broker.host` is missing",
         ] {
             assert!(message.contains(expected), "{expected} is not in:\n{message}");

@@ -7,6 +7,8 @@ pub mod attestation;
 pub mod config;
 pub mod evaluator;
 pub mod models;
+mod opens;
 mod refusal;
 pub mod service;
 pub mod sessions;
+pub mod signing_key;

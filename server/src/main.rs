@@ -11,8 +11,10 @@ use moai_server::config::{self, Config, LogConfig};
 use moai_server::evaluator::Evaluator;
 use moai_server::models::Models;
 use moai_server::service::Service;
+use moai_server::signing_key;
 use moai_settings::SettingsError;
 use moai_transport::ids::WorkerId;
+use moai_transport::keys::ServerSigningKey;
 use moai_transport::link::{self, Endpoint, LinkConfig, Outgoing, Qos};
 use moai_transport::message::WorkerState;
 use moai_transport::topic::{Topic, worker_filters};
@@ -52,6 +54,25 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make the key that signs what servers say to robots, or show its public half.
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a key: the private half goes into a new file of mode 0600, the public half (PEM), for
+    /// the configuration of robots, to standard output.
+    Generate {
+        /// The new file.
+        #[arg(long, default_value = "server.key")]
+        out: PathBuf,
+    },
+    /// Print the public half (PEM) of a key.
+    Public {
+        /// The file with the private half.
+        file: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -74,7 +95,11 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<()> {
+    if let Command::Key(command) = &cli.command {
+        return key(command);
+    }
     let config = Config::load(&cli.config)?;
+    let signing_key = signing_key::read(&config.signing_key)?;
     let models = Models::load(&config.models_directory)?;
     let (tls, robots) = credentials(&config)?;
     if let Command::Config(ConfigCommand::Check) = cli.command {
@@ -89,7 +114,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(run(config, models, tls, robots, attestation));
+    let result = runtime.block_on(run(config, models, signing_key, tls, robots, attestation));
     // An evaluation under way is not waited for: the robot sends the job again.
     runtime.shutdown_background();
     result
@@ -98,6 +123,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
 async fn run(
     config: Config,
     models: Models,
+    signing_key: ServerSigningKey,
     tls: Arc<rustls::ClientConfig>,
     robots: TrustedRobots,
     attestation: Option<Attestation>,
@@ -124,8 +150,16 @@ async fn run(
     let evaluator = Evaluator::start(config.threads, config.max_waiting_jobs, outcome_sender)?;
     let names: Vec<String> = models.ids().map(ToString::to_string).collect();
     tracing::info!(%worker, models = ?names, threads = config.threads, "serving");
-    let service =
-        Service::new(worker, config, models, robots, attestation, evaluator, link.clone());
+    let service = Service::new(
+        worker,
+        config,
+        models,
+        signing_key,
+        robots,
+        attestation,
+        evaluator,
+        link.clone(),
+    );
     let service = tokio::spawn(service.run(events, outcomes, stop.clone()));
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -144,6 +178,15 @@ async fn run(
         link.closed().await;
     };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), goodbye).await;
+    Ok(())
+}
+
+fn key(command: &KeyCommand) -> anyhow::Result<()> {
+    let key = match command {
+        KeyCommand::Generate { out } => signing_key::generate(out)?,
+        KeyCommand::Public { file } => signing_key::read(file)?,
+    };
+    print!("{}", key.public().to_pem());
     Ok(())
 }
 

@@ -21,8 +21,12 @@ impl From<SignatureError> for Refused {
     fn from(error: SignatureError) -> Self {
         let code = match error {
             SignatureError::Certificate(_) => ErrorCode::UntrustedCertificate,
-            SignatureError::BadSignature => ErrorCode::BadSignature,
+            SignatureError::BadSignature
+            | SignatureError::NotTheSession
+            | SignatureError::NotTheServer => ErrorCode::BadSignature,
             SignatureError::OtherRobot { .. } => ErrorCode::IdentityMismatch,
+            SignatureError::OtherSignatory(_) => ErrorCode::MalformedFrame,
+            SignatureError::Stale(_) => ErrorCode::ExpiredFrame,
         };
         Self(code, error.to_string())
     }

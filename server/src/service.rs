@@ -1,8 +1,10 @@
 //! The service: one task that owns the sessions and turns frames into answers.
 //!
 //! Invariants:
-//! - a frame is used only if its topic, its claims and a session agree on who is speaking;
-//! - every refusal has a code a robot can act on;
+//! - a frame is used only if the key that has to sign it did, and topic and claims agree on who is
+//!   speaking; before that nothing looks at what it says;
+//! - every answer is signed, and every refusal has a code a robot can act on;
+//! - every refusal goes through [`Service::refuse`] and leaves one line in the log;
 //! - logs name sessions, contexts, models and times; never a byte of key or ciphertext.
 
 mod opening;
@@ -11,10 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moai_fhe::{Context, EvaluationKeys};
-use moai_transport::frame::{Claims, Frame, FrameKind, Received};
+use moai_transport::frame::{
+    Claims, Frame, FrameKind, MAX_FRAME_LIFETIME, Received, Signatory, SignedFrame,
+};
 use moai_transport::ids::{ContextId, Digest, JobNumber, ModelId, WorkerId};
+use moai_transport::keys::ServerSigningKey;
 use moai_transport::link::{Link, LinkEvent, Message, Outgoing, Qos};
-use moai_transport::message::{ErrorBody, ErrorCode, Have, WorkerState};
+use moai_transport::message::{ErrorBody, ErrorCode, Have, MAX_JOBS, WorkerState};
 use moai_transport::topic::Topic;
 use moai_transport::trust::TrustedRobots;
 use tokio::sync::mpsc;
@@ -27,12 +32,16 @@ use crate::attestation::Attestation;
 use crate::config::Config;
 use crate::evaluator::{Evaluator, Job, Outcome};
 use crate::models::Models;
+use crate::opens::Opens;
 use crate::refusal::Refused;
-use crate::sessions::{Keys, SeenJob, Session, SessionKey, Sessions};
+use crate::sessions::{KeptJob, Keys, Progress, Seen, Session, SessionKey, Sessions};
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// An answer nobody fetched for so long is asked for again by the robot anyway.
 const ANSWER_EXPIRY: Duration = Duration::from_mins(1);
+const CATALOGUE_EXPIRY: Duration = MAX_FRAME_LIFETIME;
+/// A catalogue is issued again long before it expires.
+const CATALOGUE_INTERVAL: Duration = Duration::from_hours(6);
 
 /// Keys that were checked and prepared.
 struct Prepared {
@@ -47,7 +56,9 @@ pub struct Service {
     context: ContextId,
     config: Config,
     models: Models,
+    signing_key: ServerSigningKey,
     robots: TrustedRobots,
+    opens: Opens,
     /// None where every robot with a certificate is served.
     attestation: Option<Attestation>,
     sessions: Sessions,
@@ -65,6 +76,7 @@ impl Service {
         worker: WorkerId,
         config: Config,
         models: Models,
+        signing_key: ServerSigningKey,
         robots: TrustedRobots,
         attestation: Option<Attestation>,
         evaluator: Evaluator,
@@ -77,7 +89,9 @@ impl Service {
             context,
             config,
             models,
+            signing_key,
             robots,
+            opens: Opens::default(),
             attestation,
             sessions,
             evaluator,
@@ -96,6 +110,7 @@ impl Service {
         stop: CancellationToken,
     ) {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        let mut reissue = tokio::time::interval(CATALOGUE_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -111,8 +126,10 @@ impl Service {
                 Some(Ok(prepared)) = self.preparing.join_next() => self.prepared(prepared),
                 Some(Ok(verdict)) = self.judging.join_next() => self.judged(verdict),
                 Some(_) = self.sending.join_next() => {}
+                _ = reissue.tick() => self.issue_catalogue(),
                 _ = sweep.tick() => {
                     let now = Instant::now();
+                    self.opens.expire(unix_now().as_secs());
                     if let Some(attestation) = &mut self.attestation {
                         attestation.expire(now);
                     }
@@ -134,10 +151,21 @@ impl Service {
             }
             Err(error) => tracing::error!(%error, "the worker status cannot be published"),
         }
-        let claims = Claims { context: Some(self.context), ..Claims::default() };
-        let frame = Frame { kind: FrameKind::Models, claims, body: self.models.catalogue() };
+        self.issue_catalogue();
+    }
+
+    fn issue_catalogue(&mut self) {
+        let (now, body) = (unix_now(), self.models.catalogue());
         for tenant in self.config.tenants.clone() {
-            match frame.encode() {
+            let claims = Claims {
+                tenant: Some(tenant.clone()),
+                number: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                context: Some(self.context),
+                expires_at: (now + CATALOGUE_EXPIRY).as_secs(),
+                ..Claims::default()
+            };
+            let frame = Frame { kind: FrameKind::Models, claims, body: body.clone() };
+            match frame.encode_as_server(&self.signing_key) {
                 Ok(payload) => {
                     let topic = Topic::Models { tenant }.to_string();
                     let outgoing = Outgoing::new(topic, payload, Qos::AtLeastOnce);
@@ -164,40 +192,64 @@ impl Service {
         };
         let (Some(identity), Some(session)) = (topic.identity(), topic.session()) else { return };
         let key = SessionKey { identity: identity.clone(), session: session.clone() };
-        let received = Received::decode(&message.payload).map_err(Refused::from);
-        let frame = match received {
-            Ok(Received::Plain(frame)) => frame,
-            Ok(Received::Signed(signed)) => {
-                let opened = signed
-                    .verify(&self.robots, unix_now().as_secs())
-                    .map_err(Refused::from)
-                    .and_then(|verified| self.open(&key, &topic, &verified));
-                return opened.unwrap_or_else(|refused| self.refuse(&key, JobNumber(0), refused));
+        let handled = match Received::decode(&message.payload) {
+            Err(error) => Err((JobNumber(0), error.into())),
+            Ok(Received::Chunk(frame)) => {
+                self.unsigned(&key, &topic, &frame).map_err(|refused| (JobNumber(0), refused))
             }
-            Err(refused) => return self.refuse(&key, JobNumber(0), refused),
+            Ok(Received::Signed(signed)) => match signed.kind().signatory() {
+                Some(Signatory::Robot) => signed
+                    .verify_robot(&self.robots, unix_now().as_secs())
+                    .map_err(Refused::from)
+                    .and_then(|verified| self.open(&key, &topic, &verified))
+                    .map_err(|refused| (JobNumber(0), refused)),
+                _ => self.signed(&key, &topic, signed),
+            },
         };
-        let number = if frame.kind == FrameKind::Job { frame.claims.number } else { 0 };
-        if let Err(error) = frame.check_topic(&topic) {
-            let refused = Refused(ErrorCode::IdentityMismatch, error.to_string());
-            return self.refuse(&key, JobNumber(number), refused);
+        if let Err((number, refused)) = handled {
+            self.refuse(&key, number, refused);
         }
-        let handled = match frame.kind {
-            FrameKind::Chunk => self.chunk(&key, &frame),
-            FrameKind::Job => self.job(&key, frame),
-            FrameKind::Attest => self.attest(&key, frame.body),
+    }
+
+    fn unsigned(&mut self, key: &SessionKey, topic: &Topic, frame: &Frame) -> Result<(), Refused> {
+        check_topic(frame, topic)?;
+        self.chunk(key, frame)
+    }
+
+    /// A frame that the session's key has to have signed.
+    fn signed(
+        &mut self,
+        key: &SessionKey,
+        topic: &Topic,
+        signed: SignedFrame,
+    ) -> Result<(), (JobNumber, Refused)> {
+        let refused = |refused| (JobNumber(0), refused);
+        let waiting = || self.attestation.as_ref().and_then(|it| it.session_key(key));
+        let session_key = self.sessions.session_key(key).or_else(waiting);
+        let session_key = session_key.ok_or_else(unknown).map_err(refused)?;
+        let frame = signed
+            .verify_session(&session_key, unix_now().as_secs())
+            .map_err(|error| refused(error.into()))?;
+        let number = JobNumber(if frame.kind == FrameKind::Job { frame.claims.number } else { 0 });
+        let handled = check_topic(&frame, topic).and_then(|()| match frame.kind {
+            FrameKind::Job => self.job(key, frame),
+            FrameKind::Attest => self.attest(key, frame.body),
             FrameKind::Delete => {
-                if let Some(attestation) = &mut self.attestation {
-                    attestation.forget(&key);
-                }
-                if self.sessions.remove(&key) {
-                    tracing::info!(identity = %key.identity, session = %key.session, "session deleted by its robot, keys deleted");
-                }
+                self.delete(key);
                 Ok(())
             }
-            _ => Err(Refused(ErrorCode::MalformedFrame, "robots do not send this kind".to_owned())),
-        };
-        if let Err(refused) = handled {
-            self.refuse(&key, JobNumber(number), refused);
+            other => Err(Refused(ErrorCode::MalformedFrame, format!("robots send no {other:?}"))),
+        });
+        handled.map_err(|refused| (number, refused))
+    }
+
+    fn delete(&mut self, key: &SessionKey) {
+        self.opens.delete(key, unix_now().as_secs());
+        if let Some(attestation) = &mut self.attestation {
+            attestation.forget(key);
+        }
+        if self.sessions.remove(key) {
+            tracing::info!(identity = %key.identity, session = %key.session, "session deleted by its robot, keys deleted");
         }
     }
 
@@ -272,11 +324,27 @@ impl Service {
         let Keys::Ready(keys) = &session.keys else {
             return Err(Refused(ErrorCode::UnknownSession, "its keys are not here yet".to_owned()));
         };
-        if let Some(seen) = session.seen(number).cloned() {
-            if let SeenJob::Computed { model, body, compute } = seen {
-                self.say_result(key, number, model, body.to_vec(), compute);
+        let input = Digest::of(&frame.body);
+        match session.seen(number) {
+            Seen::New => {}
+            Seen::Kept(job) if job.input != input => {
+                let message = format!("job {number} has another input than before");
+                return Err(Refused(ErrorCode::NumberReused, message));
             }
-            return Ok(());
+            Seen::Kept(job) => {
+                if let Progress::Computed { model, body, compute } = job.progress.clone() {
+                    self.say_result(key, number, model, body.to_vec(), compute);
+                }
+                return Ok(());
+            }
+            Seen::Used => {
+                let message = format!("job {number} was answered, and its answer is not kept");
+                return Err(Refused(ErrorCode::Replayed, message));
+            }
+            Seen::Never => {
+                let message = format!("a session has jobs 1 to {MAX_JOBS}; open another");
+                return Err(Refused(ErrorCode::TooLarge, message));
+            }
         }
         let id = frame.claims.model.clone();
         let model = id.as_ref().and_then(|id| self.models.get(id));
@@ -299,14 +367,18 @@ impl Service {
         if !self.evaluator.submit(job) {
             return Err(Refused(ErrorCode::Busy, "too many jobs wait".to_owned()));
         }
-        session.note(number, SeenJob::Computing(id));
+        session.note(number, KeptJob { input, progress: Progress::Computing(id) });
         Ok(())
     }
 
     fn computed(&mut self, outcome: Outcome) {
         let Outcome { session: key, number, result, compute } = outcome;
         let Some(session) = self.sessions.get(&key, Instant::now()) else { return };
-        let Some(SeenJob::Computing(model)) = session.seen(number).cloned() else { return };
+        let Some(KeptJob { input, progress: Progress::Computing(model) }) =
+            session.kept(number).cloned()
+        else {
+            return;
+        };
         let millis = compute.as_millis();
         match result {
             Some(Ok(body)) => {
@@ -315,8 +387,8 @@ impl Service {
                     context = %self.context, compute_ms = millis, "job computed"
                 );
                 let kept = Arc::new(body.clone());
-                session
-                    .note(number, SeenJob::Computed { model: model.clone(), body: kept, compute });
+                let progress = Progress::Computed { model: model.clone(), body: kept, compute };
+                session.note(number, KeptJob { input, progress });
                 self.say_result(&key, number, model, body, compute);
             }
             Some(Err(error)) => {
@@ -379,7 +451,7 @@ impl Service {
             expires_at: (unix_now() + ANSWER_EXPIRY).as_secs(),
             ..claims
         };
-        match (Frame { kind, claims, body }).encode() {
+        match (Frame { kind, claims, body }).encode_as_server(&self.signing_key) {
             Ok(payload) => {
                 let outgoing = Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce);
                 self.publish(Outgoing { expiry: Some(ANSWER_EXPIRY), ..outgoing });
@@ -411,8 +483,18 @@ fn living<'s>(sessions: &'s mut Sessions, key: &SessionKey) -> Result<&'s mut Se
             let message = "the session's time is over; open another".to_owned();
             Refused(ErrorCode::ExpiredSession, message)
         } else {
-            let message = "the session is unknown here; open it again".to_owned();
-            Refused(ErrorCode::UnknownSession, message)
+            unknown()
         }
     })
+}
+
+fn unknown() -> Refused {
+    let message = "the session is unknown here; open it again".to_owned();
+    Refused(ErrorCode::UnknownSession, message)
+}
+
+fn check_topic(frame: &Frame, topic: &Topic) -> Result<(), Refused> {
+    frame
+        .check_topic(topic)
+        .map_err(|error| Refused(ErrorCode::IdentityMismatch, error.to_string()))
 }

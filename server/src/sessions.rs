@@ -4,6 +4,8 @@
 //! - a session belongs to the robot that opened it; the key of the table holds both, so one
 //!   robot's frame never reaches another's session;
 //! - after its time a session is gone, with its keys and its results;
+//! - a number is good for one job: which numbers were used is known for as long as the session
+//!   lives, and a number is never computed again with another input;
 //! - results are kept for a few jobs, so that a job that is sent twice is computed once.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,6 +15,8 @@ use std::time::Duration;
 use moai_fhe::EvaluationKeys;
 use moai_transport::chunk::ChunkReceiver;
 use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId};
+use moai_transport::keys::SessionPublicKey;
+use moai_transport::message::MAX_JOBS;
 use tokio::time::Instant;
 
 /// Names of expired sessions kept.
@@ -39,9 +43,18 @@ pub enum Keys {
     Ready(Arc<EvaluationKeys>),
 }
 
-/// A job the session has seen.
+/// A job that waits, is being computed, or was lately.
 #[derive(Clone)]
-pub enum SeenJob {
+pub struct KeptJob {
+    /// Digest of its encrypted input; another digest is another job.
+    pub input: Digest,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+/// How far a job is.
+#[derive(Clone)]
+pub enum Progress {
     /// It waits or is being computed.
     Computing(ModelId),
     /// Its result, to be sent again if asked.
@@ -55,8 +68,22 @@ pub enum SeenJob {
     },
 }
 
+/// What the number of a job is to a session.
+pub enum Seen<'s> {
+    /// It is new.
+    New,
+    /// It is that of a job the session still knows.
+    Kept(&'s KeptJob),
+    /// It was used; of its job nothing is known any more.
+    Used,
+    /// No job has such a number.
+    Never,
+}
+
 /// One session.
 pub struct Session {
+    /// What signs its frames.
+    pub session_key: SessionPublicKey,
     /// Digest of its keys; another digest is another upload.
     pub key_digest: Digest,
     /// The context of its keys.
@@ -69,7 +96,9 @@ pub struct Session {
     pub expires: Instant,
     /// Its keys.
     pub keys: Keys,
-    jobs: BTreeMap<JobNumber, SeenJob>,
+    jobs: BTreeMap<JobNumber, KeptJob>,
+    /// Bit `i % 64` of word `i / 64` is set if number `i` was used.
+    used: Vec<u64>,
 }
 
 impl Session {
@@ -78,6 +107,7 @@ impl Session {
     pub fn new(receiver: ChunkReceiver, nonce: u64, expires: Instant) -> Self {
         let manifest = receiver.manifest();
         Self {
+            session_key: manifest.session_key,
             key_digest: manifest.key_digest,
             context: manifest.context,
             chunks: manifest.chunk_digests.len(),
@@ -85,41 +115,72 @@ impl Session {
             expires,
             keys: Keys::Arriving(receiver),
             jobs: BTreeMap::new(),
+            used: Vec::new(),
         }
     }
 
-    /// What is known of a job.
+    /// What is known of a job of this number.
     #[must_use]
-    pub fn seen(&self, number: JobNumber) -> Option<&SeenJob> {
+    pub fn seen(&self, number: JobNumber) -> Seen<'_> {
+        let Some((word, bit)) = place(number) else { return Seen::Never };
+        match self.jobs.get(&number) {
+            Some(job) => Seen::Kept(job),
+            None if self.used.get(word).is_some_and(|word| word & bit != 0) => Seen::Used,
+            None => Seen::New,
+        }
+    }
+
+    /// A job that is kept.
+    #[must_use]
+    pub fn kept(&self, number: JobNumber) -> Option<&KeptJob> {
         self.jobs.get(&number)
     }
 
-    /// Notes a job; forgets the oldest computed ones beyond the limit.
-    pub fn note(&mut self, number: JobNumber, job: SeenJob) {
+    /// Notes a job; forgets the oldest computed ones beyond the limit, but not their numbers.
+    pub fn note(&mut self, number: JobNumber, job: KeptJob) {
+        let Some((word, bit)) = place(number) else { return };
+        if self.used.len() <= word {
+            self.used.resize(word + 1, 0);
+        }
+        if let Some(word) = self.used.get_mut(word) {
+            *word |= bit;
+        }
         self.jobs.insert(number, job);
         while self.jobs.len() > KEPT_RESULTS {
             let oldest = self
                 .jobs
                 .iter()
-                .find(|(_, job)| matches!(job, SeenJob::Computed { .. }))
+                .find(|(_, job)| matches!(job.progress, Progress::Computed { .. }))
                 .map(|(number, _)| *number);
             let Some(oldest) = oldest else { return };
             self.jobs.remove(&oldest);
         }
     }
 
-    /// Forgets a job that could not be computed.
+    /// Forgets a job that could not be computed: its robot may send it again.
     pub fn forget(&mut self, number: JobNumber) {
         self.jobs.remove(&number);
+        if let Some((word, bit)) = place(number)
+            && let Some(word) = self.used.get_mut(word)
+        {
+            *word &= !bit;
+        }
     }
+}
+
+/// Where a job's number has its bit; none if no job has it.
+fn place(number: JobNumber) -> Option<(usize, u64)> {
+    let number = usize::try_from(number.0).ok().filter(|_| (1..=MAX_JOBS).contains(&number.0))?;
+    Some((number / 64, 1 << (number % 64)))
 }
 
 /// All sessions.
 pub struct Sessions {
     table: HashMap<SessionKey, Session>,
     limit: usize,
-    /// The sessions that expired last, so that their robots hear why they are not served.
-    expired: VecDeque<SessionKey>,
+    /// The sessions that expired last and their keys, so that their robots hear why they are not
+    /// served.
+    expired: VecDeque<(SessionKey, SessionPublicKey)>,
 }
 
 impl Sessions {
@@ -137,7 +198,15 @@ impl Sessions {
     /// Whether a session was here until its time was over.
     #[must_use]
     pub fn has_expired(&self, key: &SessionKey) -> bool {
-        self.expired.contains(key)
+        self.expired.iter().any(|(expired, _)| expired == key)
+    }
+
+    /// What signs the frames of a session that is here, or was until its time was over.
+    #[must_use]
+    pub fn session_key(&self, key: &SessionKey) -> Option<SessionPublicKey> {
+        let expired = || self.expired.iter().rev().find(|(expired, _)| expired == key);
+        let live = self.table.get(key).map(|session| session.session_key);
+        live.or_else(|| expired().map(|(_, session_key)| *session_key))
     }
 
     /// Whether no further session can be taken.
@@ -165,8 +234,9 @@ impl Sessions {
             .map(|(key, _)| key.clone())
             .collect();
         for key in &over {
-            self.table.remove(key);
-            self.expired.push_back(key.clone());
+            if let Some(session) = self.table.remove(key) {
+                self.expired.push_back((key.clone(), session.session_key));
+            }
         }
         let excess = self.expired.len().saturating_sub(KEPT_EXPIRED);
         self.expired.drain(..excess);
@@ -178,11 +248,25 @@ impl Sessions {
 mod tests {
     use super::*;
     use moai_transport::chunk;
+    use moai_transport::keys::SessionSigningKey;
+
+    fn computing() -> KeptJob {
+        let progress = Progress::Computing("m".parse().unwrap());
+        KeptJob { input: Digest::of(b"input"), progress }
+    }
+
+    fn computed() -> KeptJob {
+        let (model, body) = ("m".parse().unwrap(), Arc::new(vec![]));
+        let progress = Progress::Computed { model, body, compute: Duration::ZERO };
+        KeptJob { progress, ..computing() }
+    }
 
     fn session(expires: Instant) -> Session {
         let key = vec![7; 300_000];
         let ttl = Duration::from_mins(1);
-        let manifest = chunk::manifest(ContextId(Digest([0; 32])), ttl, &key, 1).unwrap();
+        let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
+        let context = ContextId(Digest([0; 32]));
+        let manifest = chunk::manifest(context, ttl, session_key, &key, 1).unwrap();
         Session::new(ChunkReceiver::new(manifest, 1_000_000).unwrap(), 1, expires)
     }
 
@@ -216,18 +300,48 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_expired_sessions_key_is_known_for_a_while() {
+        let (now, mut sessions) = (Instant::now(), Sessions::new(8));
+        sessions.insert(key("r1"), session(now));
+        let session_key = sessions.session_key(&key("r1"));
+        assert!(session_key.is_some());
+        sessions.expire(now);
+        assert_eq!(sessions.session_key(&key("r1")), session_key);
+        assert_eq!(sessions.session_key(&key("r2")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn old_results_go_and_jobs_under_way_stay() {
         let mut session = session(Instant::now());
-        let model: ModelId = "m".parse().unwrap();
-        session.note(JobNumber(1), SeenJob::Computing(model.clone()));
+        session.note(JobNumber(1), computing());
         for number in 2..200 {
-            let body = Arc::new(vec![]);
-            let computed =
-                SeenJob::Computed { model: model.clone(), body, compute: Duration::ZERO };
-            session.note(JobNumber(number), computed);
+            session.note(JobNumber(number), computed());
         }
-        assert!(session.seen(JobNumber(1)).is_some());
-        assert!(session.seen(JobNumber(2)).is_none());
-        assert!(session.seen(JobNumber(199)).is_some());
+        assert!(matches!(session.seen(JobNumber(1)), Seen::Kept(_)));
+        assert!(matches!(session.seen(JobNumber(2)), Seen::Used));
+        assert!(matches!(session.seen(JobNumber(199)), Seen::Kept(_)));
+        assert!(matches!(session.seen(JobNumber(200)), Seen::New));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_number_is_used_until_its_job_could_not_be_computed() {
+        let mut session = session(Instant::now());
+        for number in [1, 63, 64, MAX_JOBS] {
+            let number = JobNumber(number);
+            assert!(matches!(session.seen(number), Seen::New));
+            session.note(number, computing());
+            assert!(matches!(session.seen(number), Seen::Kept(_)));
+            session.forget(number);
+            assert!(matches!(session.seen(number), Seen::New));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_no_job_can_have_are_never_noted() {
+        let mut session = session(Instant::now());
+        for number in [0, MAX_JOBS + 1, u64::MAX] {
+            session.note(JobNumber(number), computing());
+            assert!(matches!(session.seen(JobNumber(number)), Seen::Never));
+        }
     }
 }

@@ -127,9 +127,13 @@ struct Problems<'t> {
 }
 
 impl Problems<'_> {
-    fn note(&self, offset: usize, message: impl fmt::Display) {
+    fn line(&self, offset: usize) -> usize {
         let before = self.text.get(..offset).unwrap_or(self.text);
-        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        before.bytes().filter(|byte| *byte == b'\n').count() + 1
+    }
+
+    fn note(&self, offset: usize, message: impl fmt::Display) {
+        let line = self.line(offset);
         self.found.borrow_mut().push(Problem { line, message: message.to_string() });
     }
 }
@@ -227,6 +231,13 @@ impl<'t> Section<'t> {
     pub fn has(&mut self, key: &'static str) -> bool {
         self.known.push(key);
         self.entries.contains_key(key)
+    }
+
+    /// The line of a key, or of the section that lacks it, for problems that show only later.
+    #[must_use]
+    pub fn line(&self, key: &str) -> usize {
+        let value = self.entries.get(key).map(|(_, value)| value.span().start);
+        self.problems.line(value.unwrap_or(self.offset))
     }
 
     /// A list of texts that must be there, each parsed by its type.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::broker::SERVER;
 use crate::mqtt::Client;
 use crate::onboard::SLOW;
-use crate::pki::Credentials;
+use crate::pki::Pki;
 use crate::process::{Finished, Launch, Process, STEP, binary};
 use crate::settings::{Settings, quoted};
 
@@ -32,20 +33,23 @@ impl Compute {
     pub fn new(
         directory: &Path,
         broker_port: u16,
-        credentials: &Credentials,
+        pki: &Pki,
         models: &Path,
         server_toml: &[String],
     ) -> Result<Self> {
         fs::create_dir_all(directory)?;
+        let credentials = pki.client(SERVER)?;
         let mut settings = Settings::default();
         settings.overlay(&format!(
             "worker_group = \"test-workers\"\n\
              tenants = [\"acme\", \"globex\"]\n\
              models_directory = {models}\n\
+             signing_key = {signing_key}\n\
              [broker]\nhost = \"localhost\"\nport = {broker_port}\n\
              ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
              [log]\nlevel = \"trace\"\n",
             models = quoted(models),
+            signing_key = quoted(&pki.signing_key()),
             ca = quoted(&credentials.ca),
             certificate = quoted(&credentials.certificate),
             key = quoted(&credentials.key),

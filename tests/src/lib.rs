@@ -35,6 +35,7 @@ pub mod log;
 pub mod moto;
 pub mod mqtt;
 pub mod onboard;
+pub mod peek;
 pub mod pki;
 pub mod ports;
 pub mod process;

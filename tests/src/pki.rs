@@ -1,4 +1,4 @@
-//! A throw-away certificate authority.
+//! A throw-away certificate authority, and a throw-away key of servers.
 //!
 //! Invariants:
 //! - keys are ECDSA P-256, made for one run, in files of mode 0600;
@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
-use moai_transport::frame::{Frame, FrameKind, FrameSigner, Received};
+use anyhow::{Context, Result, bail};
+use moai_transport::frame::{Frame, FrameSigner, Received, SignedFrame};
+use moai_transport::keys::{ServerKeys, ServerSigningKey};
 use moai_transport::trust::TrustedRobots;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use p256::ecdsa::{Signature, SigningKey};
@@ -25,6 +26,9 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+const SIGNING_KEY: &str = "signing.key";
+const SERVER_KEY: &str = "server-key.pem";
 
 /// A CA and the directory its certificates are written to.
 #[derive(Debug)]
@@ -70,6 +74,11 @@ impl Pki {
         let Authority { certificate: ca, key: ca_key } = authority(directory);
         fs::write(ca, certificate.pem())?;
         write_private(&ca_key, &key.serialize_pem())?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)?;
+        let server_key = ServerSigningKey::from_seed(&seed);
+        write_private(&directory.join(SIGNING_KEY), &server_key.to_pem())?;
+        fs::write(directory.join(SERVER_KEY), server_key.public().to_pem())?;
         Ok(Self { directory: directory.to_owned(), issuer: Issuer::new(params, key) })
     }
 
@@ -83,6 +92,34 @@ impl Pki {
     #[must_use]
     pub fn authority(&self) -> Authority {
         authority(&self.directory)
+    }
+
+    /// The file of the key that signs what servers say.
+    #[must_use]
+    pub fn signing_key(&self) -> PathBuf {
+        self.directory.join(SIGNING_KEY)
+    }
+
+    /// The file of its public half, for robots.
+    #[must_use]
+    pub fn server_key(&self) -> PathBuf {
+        self.directory.join(SERVER_KEY)
+    }
+
+    /// What signs as the servers do.
+    ///
+    /// # Errors
+    /// The file has gone.
+    pub fn server_signer(&self) -> Result<ServerSigningKey> {
+        Ok(ServerSigningKey::from_pem(&fs::read_to_string(self.signing_key())?)?)
+    }
+
+    /// The servers that robots of this CA believe.
+    ///
+    /// # Errors
+    /// The file has gone.
+    pub fn servers(&self) -> Result<ServerKeys> {
+        Ok(ServerKeys::from_pem(&fs::read(self.server_key())?)?)
     }
 
     /// A chain (PEM) for a robot whose private key is elsewhere, by its public key (SEC1). It begins
@@ -130,9 +167,15 @@ impl Pki {
     /// # Errors
     /// The bytes are no such open.
     pub fn opened(&self, bytes: &[u8]) -> Result<Frame> {
-        let frame = received(bytes, &self.robots()?)?;
-        ensure!(frame.kind == FrameKind::Open, "a {:?} frame is no open", frame.kind);
-        Ok(frame)
+        Ok(signed(bytes)?.verify_robot(&self.robots()?, unix_now()?)?.into_frame())
+    }
+
+    /// The frame in these bytes, if a server of ours signed it.
+    ///
+    /// # Errors
+    /// The bytes are no such frame.
+    pub fn answered(&self, bytes: &[u8]) -> Result<Frame> {
+        Ok(signed(bytes)?.verify_server(&self.servers()?, unix_now()?)?)
     }
 
     /// A client certificate that ceases to be valid so many seconds from now; a negative number is in
@@ -161,18 +204,23 @@ impl Pki {
     }
 }
 
-/// The frame in these bytes, verified if its kind is signed, as a server does it.
+/// The frame in these bytes, which is to be verified.
 ///
 /// # Errors
-/// The bytes are no frame, or nobody vouches for its signer.
-pub fn received(bytes: &[u8], robots: &TrustedRobots) -> Result<Frame> {
+/// The bytes are no frame, or a chunk.
+pub fn signed(bytes: &[u8]) -> Result<SignedFrame> {
     match Received::decode(bytes)? {
-        Received::Plain(frame) => Ok(frame),
-        Received::Signed(signed) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-            Ok(signed.verify(robots, now)?.into_frame())
-        }
+        Received::Signed(signed) => Ok(signed),
+        Received::Chunk(_) => bail!("a chunk is not signed"),
     }
+}
+
+/// Now, in seconds since 1970.
+///
+/// # Errors
+/// It is before 1970.
+pub fn unix_now() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }
 
 /// Credentials that sign frames, as a robot with a software key does.
@@ -228,7 +276,7 @@ fn params(
 
 /// Valid in this range of seconds from now.
 fn valid(mut params: CertificateParams, seconds: Range<i64>) -> Result<CertificateParams> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let now = unix_now()?;
     let at = |seconds: i64| -> Result<_> {
         let at = now.checked_add_signed(seconds).context("before 1970")?;
         Ok(rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(at))

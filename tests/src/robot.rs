@@ -24,6 +24,8 @@ pub struct Blueprint {
     pub uplink_port: u16,
     /// Where its identity key is, and who certifies it.
     pub identity_key: IdentityKey,
+    /// The file with the keys of the servers it believes.
+    pub server_key: PathBuf,
     /// Snippets of configuration, laid over the harness's one by one.
     pub agent_toml: Vec<String>,
 }
@@ -56,7 +58,8 @@ impl Robot {
     /// # Errors
     /// A process does not come up.
     pub async fn build(blueprint: Blueprint) -> Result<Self> {
-        let Blueprint { identity, directory, uplink_port, identity_key, agent_toml } = blueprint;
+        let Blueprint { identity, directory, uplink_port, identity_key, server_key, agent_toml } =
+            blueprint;
         let tpm = Swtpm::start(&directory.join("tpm")).await?;
         let broker = Broker::onboard(&directory.join("broker")).await?;
         let onboard = Onboard::connect(broker.port()).await?;
@@ -69,13 +72,14 @@ impl Robot {
              [tpm]\ntcti = {tcti:?}\n\
              [onboard]\nhost = \"127.0.0.1\"\nport = {onboard_port}\nprefix = {PREFIX:?}\n\
              [uplink]\nhost = \"localhost\"\nport = {uplink_port}\n\
-             certificate = {certificate}\n\
+             certificate = {certificate}\nserver_key = {server_key}\n\
              [log]\nlevel = \"trace,tss_esapi=trace\"\n",
             state = quoted(&agent.join("state")),
             socket = quoted(&agent.join("control.sock")),
             tcti = tpm.tcti(),
             onboard_port = broker.port(),
             certificate = quoted(&agent.join("state/robot.pem")),
+            server_key = quoted(&server_key),
         ))?;
         settings.overlay(&identity_key.toml())?;
         for snippet in &agent_toml {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::broker::{Acl, Broker, OPERATOR, SERVER};
+use crate::broker::{Acl, Broker, OPERATOR};
 use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
 use crate::pki::Pki;
@@ -101,6 +101,7 @@ impl World {
             directory: self.directory().join(identity),
             uplink_port: self.broker.port(),
             identity_key: identity_key(&self.pki, identity, self.software_key)?,
+            server_key: self.pki.server_key(),
             agent_toml: self.agent_toml.clone(),
         })
         .await
@@ -261,7 +262,7 @@ impl Builder {
         let compute = Compute::new(
             &directory.join("server"),
             broker.port(),
-            &pki.client(SERVER)?,
+            &pki,
             &self.models,
             &server_toml,
         )?;
@@ -270,6 +271,7 @@ impl Builder {
             directory: directory.join(&self.identity),
             uplink_port: proxy.as_ref().map_or(broker.port(), |proxy| proxy.port()),
             identity_key: identity_key(&pki, &self.identity, self.software_key)?,
+            server_key: pki.server_key(),
             identity: self.identity,
             agent_toml: self.agent_toml.clone(),
         })

@@ -23,6 +23,7 @@ pub use receiver::{Accepted, ChunkReceiver};
 pub use sender::{ChunkRef, ChunkSender};
 
 use crate::ids::{ContextId, Digest};
+use crate::keys::SessionPublicKey;
 use crate::message::{MAX_CHUNK_LEN, Manifest, MessageError};
 
 /// Length of all chunks but the last, in bytes.
@@ -67,7 +68,8 @@ pub enum ChunkError {
     KeyDigest,
 }
 
-/// The manifest of `key`, to live for `ttl` (in whole seconds, at least one).
+/// The manifest of `key`, to live for `ttl` (in whole seconds, at least one), in a session whose
+/// frames `session_key` signs.
 ///
 /// Hashes the key twice: about 1 ms per megabyte with SHA instructions, ten without. Call it off
 /// the async threads.
@@ -77,6 +79,7 @@ pub enum ChunkError {
 pub fn manifest(
     context: ContextId,
     ttl: Duration,
+    session_key: SessionPublicKey,
     key: &[u8],
     nonce: u64,
 ) -> Result<Manifest, MessageError> {
@@ -84,6 +87,7 @@ pub fn manifest(
         nonce,
         context,
         ttl_seconds: u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1),
+        session_key,
         key_len: key.len() as u64,
         key_digest: Digest::of(key),
         chunk_len: MAX_CHUNK_LEN,

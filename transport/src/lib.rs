@@ -3,7 +3,8 @@
 //! What travels between a robot and a compute server, and how: [`ids`] and [`topic`] name things,
 //! [`frame`] wraps every message, [`message`] is what the frames hold, [`chunk`] moves a key of
 //! many megabytes in resumable pieces, [`link`] is a connection to an MQTT 5 broker that comes
-//! back by itself, [`tls`] makes its credentials, [`trust`] says who is a robot.
+//! back by itself, [`tls`] makes its credentials, [`trust`] says who is a robot, [`keys`] sign for
+//! sessions and servers.
 //! `docs/protocol.md` specifies the bytes.
 //!
 //! Invariants:
@@ -16,6 +17,7 @@
 pub mod chunk;
 pub mod frame;
 pub mod ids;
+pub mod keys;
 pub mod link;
 pub mod message;
 pub mod tls;

@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::cbor;
 use crate::ids::{ContextId, Digest, Identity, WorkerId};
+use crate::keys::SessionPublicKey;
 
 /// Longest chunk of a key, in bytes: a frame with it fits the 128 KiB that public brokers take.
 pub const MAX_CHUNK_LEN: u32 = 120 * 1024;
 /// Most chunks of a key, so that a manifest fits its frame.
 pub const MAX_CHUNKS: usize = 1536;
+/// Most jobs of a session: their numbers are 1 to this one. What a robot would decrypt for a session
+/// has a limit too, and a server can remember which numbers it has seen.
+pub const MAX_JOBS: u64 = 10_000;
 /// Longest message of an [`ErrorBody`], in bytes.
 pub const MAX_ERROR_MESSAGE_LEN: usize = 512;
 /// Longest payload of a status topic, in bytes.
@@ -62,6 +66,8 @@ pub struct Manifest {
     pub context: ContextId,
     /// How long the server is to keep the keys, in seconds from now.
     pub ttl_seconds: u32,
+    /// What signs all further frames of the session but chunks.
+    pub session_key: SessionPublicKey,
     /// Length of the keys in bytes.
     pub key_len: u64,
     /// Digest of the whole.
@@ -226,8 +232,16 @@ pub enum ErrorCode {
     MalformedFrame,
     /// The frame came on another robot's topic, or another robot signed it.
     IdentityMismatch,
-    /// The frame lacks its signature, or the signature is not by its certificate's key.
+    /// The frame lacks its signature, or the signature is not by the key that has to sign it.
     BadSignature,
+    /// The frame's time is over, or too far ahead: the clocks of robot and server differ, or it was
+    /// held back on its way. The message tells the server's time.
+    ExpiredFrame,
+    /// The open is not newer than the newest of its session, or the session was deleted; or the job
+    /// was answered already, and its answer is no longer kept.
+    Replayed,
+    /// The job has the number of another job of the session.
+    NumberReused,
     /// The robot's certificate is expired, or not from an authority the server trusts. Another
     /// certificate heals it, and the same frame may be sent again then.
     UntrustedCertificate,
@@ -246,7 +260,14 @@ impl ErrorCode {
     /// Whether the same request may be taken at another time.
     #[must_use]
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Busy | Self::Internal | Self::UntrustedCertificate | Self::NotAttested)
+        matches!(
+            self,
+            Self::Busy
+                | Self::Internal
+                | Self::UntrustedCertificate
+                | Self::NotAttested
+                | Self::ExpiredFrame
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - one task owns a session; everything it does is a reaction to one event;
 //! - its record is in the vault before its first frame leaves, and erased when it ends;
+//! - it signs what it sends with a key of its own, and no two of its opens have one number;
 //! - secret keys live in the engine, which is dropped (and wiped) before the session's end is told;
 //! - a result is decrypted only if it answers a job that waits, and only once;
 //! - an accepted job ends in one answer or one refusal on the onboard API.
@@ -148,19 +149,30 @@ pub async fn open(
         expires: services.clock.boot().after(services.lifetimes.of(ttl)),
         boot: services.boot.clone(),
         manifest: None,
+        run: 1,
     };
     let seed = Arc::new(services.session_seed().await?);
     let record = SessionRecord { id: services.session_id()?, seed, facts };
     services.write_record(record.clone()).await?;
     tracing::info!(session = %record.id, task = %record.facts.task, "session opens");
-    resume(services, record, reports).await
+    start(services, record, reports).await
 }
 
 /// Goes on with a session the vault has kept.
 ///
 /// # Errors
-/// The spool cannot be read, or the keys cannot be made again.
+/// The vault or the spool refuses, or the keys cannot be made again.
 pub async fn resume(
+    services: Arc<Services>,
+    mut record: SessionRecord,
+    reports: Reports,
+) -> Result<SessionHandle, StartError> {
+    record.facts.run = record.facts.run.saturating_add(1);
+    services.write_record(record.clone()).await?;
+    start(services, record, reports).await
+}
+
+async fn start(
     services: Arc<Services>,
     record: SessionRecord,
     reports: Reports,

@@ -190,6 +190,7 @@ impl Registration {
 mod tests {
     use moai_transport::chunk;
     use moai_transport::ids::{ContextId, Digest};
+    use moai_transport::keys::SessionSigningKey;
 
     use super::*;
 
@@ -198,7 +199,9 @@ mod tests {
     fn offered() -> (Registration, Manifest) {
         let keys = vec![7; CHUNKS * chunk::CHUNK_LEN];
         let ttl = Duration::from_hours(1);
-        let manifest = chunk::manifest(ContextId(Digest([0; 32])), ttl, &keys, 0).unwrap();
+        let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
+        let context = ContextId(Digest([0; 32]));
+        let manifest = chunk::manifest(context, ttl, session_key, &keys, 0).unwrap();
         let mut registration = Registration::generating();
         registration.offer(keys, &manifest).unwrap();
         (registration, manifest)

@@ -1,7 +1,8 @@
 //! How a session begins: its robot is believed, and its keys are asked for.
 //!
 //! Invariants:
-//! - a session opens only for the robot whose certificate's key signed the open;
+//! - a session opens only for the robot whose certificate's key signed the open, and an open counts
+//!   once;
 //! - where attestation is required, it opens only for a robot that is attested in this session,
 //!   under that key.
 
@@ -39,6 +40,7 @@ impl Service {
         frame
             .check_topic(topic)
             .map_err(|error| Refused(ErrorCode::IdentityMismatch, error.to_string()))?;
+        self.opens.admit(key, frame.claims.number, frame.claims.expires_at)?;
         let manifest = Manifest::decode(&frame.body, MAX_EVALUATION_KEY_LEN as u64)
             .map_err(|error| Refused(ErrorCode::MalformedFrame, error.to_string()))?;
         if manifest.context != self.context {
@@ -63,9 +65,11 @@ impl Service {
         let now = Instant::now();
         let lifetime = self.lifetime(&manifest);
         let expires = now + lifetime;
-        let (nonce, key_digest) = (manifest.nonce, manifest.key_digest);
+        let Manifest { nonce, key_digest, session_key, .. } = manifest;
         match self.sessions.get(key, now) {
-            Some(session) if session.key_digest == key_digest => {
+            Some(session)
+                if session.key_digest == key_digest && session.session_key == session_key =>
+            {
                 session.nonce = nonce;
                 session.expires = session.expires.min(expires);
             }

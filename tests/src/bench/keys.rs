@@ -34,7 +34,9 @@ pub fn run(run: &mut Run) -> Result<()> {
     };
     let unpack = || EvaluationKeys::from_bytes(&context, &key).map(|_| 0).map_err(Into::into);
     let hour = std::time::Duration::from_hours(1);
-    let hash = || Ok(manifest(subject::context_id(), hour, &key, 1)?.chunk_digests.len());
+    let session_key = subject::session_key().public();
+    let manifest = || manifest(subject::context_id(), hour, session_key, &key, 1);
+    let hash = || Ok(manifest()?.chunk_digests.len());
     let [setup, on_one, on_two, tfhe_on_one, tfhe_on_two, unpack_on_one, unpack_on_two, hashing] =
         compare(
             run.repeats(5, 1),

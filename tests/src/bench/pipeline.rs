@@ -73,7 +73,11 @@ fn path(run: &mut Run) -> Result<Path> {
     // Each operation takes the next recording, over and over.
     let turns: [Cell<usize>; 6] = Default::default();
     let next = |turn: &Cell<usize>| turn.replace((turn.get() + 1) % trials.len());
-    let encode = |body| anyhow::Ok(subject::frame(FrameKind::Job, &session, 1, body)?.encode()?);
+    let signing_key = subject::session_key();
+    let encode = |body| {
+        let frame = subject::frame(FrameKind::Job, &session, 1, body)?;
+        anyhow::Ok(frame.encode_as_session(&signing_key)?)
+    };
     let job = |window: &Window| {
         encode(engine.encrypt(card, &card.levels(window)?, &mut OsEntropy)?).map(|f| f.len())
     };

@@ -4,9 +4,11 @@ use anyhow::{Context as _, Result};
 use moai_fhe::{Context, ContextDigest, Engine, KeySeed, Levels, Model, ModelCard, setup};
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
+use moai_transport::keys::SessionSigningKey;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde_json::json;
 
+use crate::pki::unix_now;
 use crate::recordings::{self, Trial};
 
 /// The robot of all benches.
@@ -99,6 +101,12 @@ pub fn context_id() -> ContextId {
     ContextId(Digest(Context::tfhe().digest()))
 }
 
+/// What signs the session's frames.
+#[must_use]
+pub fn session_key() -> SessionSigningKey {
+    SessionSigningKey::from_seed(&[1; 32])
+}
+
 /// A frame with the claims the agent's and the server's frames have.
 ///
 /// # Errors
@@ -110,8 +118,8 @@ pub fn frame(kind: FrameKind, session: &SessionId, number: u64, body: Vec<u8>) -
         number,
         model: Some("grasp".parse()?),
         context: Some(context_id()),
-        expires_at: 1_900_000_000,
-        compute_micros: None,
+        expires_at: unix_now()? + 60,
+        ..Claims::default()
     };
     Ok(Frame { kind, claims, body })
 }

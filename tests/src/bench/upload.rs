@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use moai_transport::chunk::{ChunkReceiver, ChunkSender, MAX_WINDOW, manifest};
-use moai_transport::frame::{Frame, FrameKind};
+use moai_transport::frame::{Frame, FrameKind, Received};
 use moai_transport::ids::{Digest, SessionId};
+use moai_transport::keys::{ServerKeys, ServerSigningKey};
 use moai_transport::link::{Endpoint, Link, LinkConfig, LinkEvent, Message, Outgoing, Qos, spawn};
 use moai_transport::message::{Have, Manifest};
 use moai_transport::topic::{Topic, robot_filters, worker_filters};
@@ -54,7 +55,8 @@ pub async fn run(run: &mut Run) -> Result<()> {
     let [mut ours, mut bare, mut hashing] = <[Series; 3]>::default();
     for round in 0..=run.repeats(15, 3) as u64 {
         let session = subject::session(round);
-        let manifest = manifest(subject::context_id(), TTL, &key, 1)?;
+        let manifest =
+            manifest(subject::context_id(), TTL, subject::session_key().public(), &key, 1)?;
         let sender = ChunkSender::new(key.clone(), manifest)?;
         let watch = Stopwatch::start();
         // Two tasks, as agent and server are two processes.
@@ -121,7 +123,9 @@ struct Party {
     link: Link,
     events: mpsc::Receiver<LinkEvent>,
     signer: Signer,
+    server_signer: ServerSigningKey,
     robots: TrustedRobots,
+    servers: ServerKeys,
     _cancel: DropGuard,
 }
 
@@ -133,8 +137,15 @@ impl Party {
         config.subscriptions = filters.into_iter().map(|f| (f, Qos::AtLeastOnce)).collect();
         let cancel = CancellationToken::new();
         let (link, events) = spawn(config, cancel.clone());
-        let (signer, robots) = (credentials.signer()?, pki.robots()?);
-        let mut party = Self { link, events, signer, robots, _cancel: cancel.drop_guard() };
+        let mut party = Self {
+            link,
+            events,
+            signer: credentials.signer()?,
+            server_signer: pki.server_signer()?,
+            robots: pki.robots()?,
+            servers: pki.servers()?,
+            _cancel: cancel.drop_guard(),
+        };
         match tokio::time::timeout(STEP, party.events.recv()).await? {
             Some(LinkEvent::Up) => Ok(party),
             other => anyhow::bail!("{name} does not come up: {other:?}"),
@@ -147,29 +158,23 @@ impl Party {
             other => anyhow::bail!("{other:?}"),
         }
     }
+
+    /// The frame of a message, checked as agent and server check it.
+    fn checked(&self, message: &Message) -> Result<Frame> {
+        let topic: Topic = message.topic.parse()?;
+        let frame = match Received::decode(&message.payload)? {
+            Received::Chunk(frame) => frame,
+            Received::Signed(open) if open.kind() == FrameKind::Open => {
+                open.verify_robot(&self.robots, pki::unix_now()?)?.into_frame()
+            }
+            Received::Signed(answer) => answer.verify_server(&self.servers, pki::unix_now()?)?,
+        };
+        frame.check_topic(&topic)?;
+        Ok(frame)
+    }
 }
 
-/// The frame of a message, checked as agent and server check it.
-fn checked(message: &Message, robots: &TrustedRobots) -> Result<Frame> {
-    let topic: Topic = message.topic.parse()?;
-    let frame = pki::received(&message.payload, robots)?;
-    frame.check_topic(&topic)?;
-    Ok(frame)
-}
-
-async fn publish(
-    link: Link,
-    topic: Topic,
-    kind: FrameKind,
-    session: SessionId,
-    number: u64,
-    body: Vec<u8>,
-) -> Result<()> {
-    let payload = subject::frame(kind, &session, number, body)?.encode()?;
-    publish_bytes(link, topic, payload).await
-}
-
-async fn publish_bytes(link: Link, topic: Topic, payload: Vec<u8>) -> Result<()> {
+async fn publish(link: Link, topic: Topic, payload: Vec<u8>) -> Result<()> {
     let expiry = Some(TTL);
     let outgoing =
         Outgoing { expiry, ..Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce) };
@@ -181,8 +186,8 @@ async fn send(robot: &mut Party, session: &SessionId, mut sender: ChunkSender) -
     let identity = subject::identity()?;
     let open = Topic::Open { identity: identity.clone(), session: session.clone() };
     let body = sender.reopen(2).encode()?;
-    let frame = subject::frame(FrameKind::Open, session, 0, body)?;
-    publish_bytes(robot.link.clone(), open, frame.encode_signed(&robot.signer)?).await?;
+    let frame = subject::frame(FrameKind::Open, session, 1, body)?;
+    publish(robot.link.clone(), open, frame.encode_as_robot(&robot.signer)?).await?;
     let mut publishing = JoinSet::new();
     while !sender.is_registered() {
         while let Some(part) = sender.next(Instant::now()) {
@@ -192,14 +197,14 @@ async fn send(robot: &mut Party, session: &SessionId, mut sender: ChunkSender) -
             let link = robot.link.clone();
             publishing.spawn(async move {
                 let body = part.bytes.to_vec();
-                let sent = publish(link, topic, FrameKind::Chunk, session, part.index, body);
-                sent.await.map(|()| part.index)
+                let chunk = subject::frame(FrameKind::Chunk, &session, part.index, body)?;
+                publish(link, topic, chunk.encode()?).await.map(|()| part.index)
             });
         }
         tokio::select! {
             Some(sent) = publishing.join_next() => sender.on_acked(sent??, Instant::now()),
             message = robot.message() => {
-                let frame = checked(&message?, &robot.robots)?;
+                let frame = robot.checked(&message?)?;
                 ensure!(frame.kind == FrameKind::Have, "a {:?} came", frame.kind);
                 sender.on_have(&Have::decode(&frame.body)?);
             }
@@ -213,7 +218,8 @@ async fn receive(mut server: Party, session: SessionId) -> Result<(Party, Vec<u8
     let mut receiver: Option<ChunkReceiver> = None;
     let mut progress = None;
     loop {
-        let frame = checked(&server.message().await?, &server.robots)?;
+        let message = server.message().await?;
+        let frame = server.checked(&message)?;
         match frame.kind {
             FrameKind::Open => {
                 let manifest = Manifest::decode(&frame.body, MAX_KEY_LEN)?;
@@ -247,6 +253,6 @@ async fn have(
 ) -> Result<()> {
     let have = Have { worker: subject::worker()?, nonce, bitmap, registered };
     let topic = Topic::Have { identity: subject::identity()?, session: session.clone() };
-    let body = have.encode()?;
-    publish(server.link.clone(), topic, FrameKind::Have, session.clone(), 0, body).await
+    let frame = subject::frame(FrameKind::Have, session, 0, have.encode()?)?;
+    publish(server.link.clone(), topic, frame.encode_as_server(&server.server_signer)?).await
 }

@@ -17,6 +17,7 @@ use super::selection::Grasp;
 use super::site::{JOBS, Site, TASK};
 use super::statistics::readable;
 use crate::onboard::SLOW;
+use crate::peek::peek;
 use crate::recordings::{CHANNELS, SAMPLES};
 
 /// The agent's answer, as it comes over the onboard API.
@@ -189,10 +190,10 @@ async fn intercept(site: &Site, answer: &Answer) -> Result<Vec<u8>> {
     let message = site
         .operator
         .wait_for(JOBS, "encrypted input", SLOW, |message| {
-            Frame::decode(&message.payload).is_ok_and(|frame| of_this_job(&frame))
+            peek(&message.payload).is_ok_and(|frame| of_this_job(&frame))
         })
         .await?;
-    let frame = Frame::decode(&message.payload)?;
+    let frame = peek(&message.payload)?;
     ensure!(
         (frame.body.len() as u64, message.payload.len() as u64)
             == (answer.bytes.ciphertext_up, answer.bytes.frame_up),

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::console::Steps;
 use super::statistics::megabytes;
-use crate::broker::{Acl, Broker, OPERATOR, SERVER};
+use crate::broker::{Acl, Broker, OPERATOR};
 use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
 use crate::onboard::SLOW;
@@ -182,13 +182,8 @@ async fn server(directory: &Path, pki: &Pki, broker: &Broker) -> Result<(Client,
     .await?;
     operator.subscribe(WORKER_STATUS).await?;
     let models = crate::repository().join("server/models");
-    let mut compute = Compute::new(
-        &directory.join("server"),
-        broker.port(),
-        &pki.client(SERVER)?,
-        &models,
-        &[LOG.to_owned()],
-    )?;
+    let mut compute =
+        Compute::new(&directory.join("server"), broker.port(), pki, &models, &[LOG.to_owned()])?;
     compute.start(&operator).await?;
     Ok((operator, compute))
 }
@@ -199,6 +194,7 @@ async fn robot(directory: &Path, pki: &Pki, broker: &Broker) -> Result<Robot> {
         directory: directory.join(IDENTITY),
         uplink_port: broker.port(),
         identity_key: IdentityKey::Tpm(pki.authority()),
+        server_key: pki.server_key(),
         agent_toml: vec![LOG.to_owned()],
     })
     .await

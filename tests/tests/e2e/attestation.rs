@@ -10,7 +10,7 @@ use moai_tests::mqtt::{Message, matches};
 use moai_tests::onboard::SLOW;
 use moai_tests::robot::Agent;
 use moai_tests::world::IDENTITY;
-use moai_transport::frame::{Frame, FrameKind};
+use moai_transport::frame::FrameKind;
 use moai_transport::message::{Challenge, ErrorBody, ErrorCode};
 use moai_transport::topic::Topic;
 
@@ -51,7 +51,7 @@ fn enrol(stage: &Stage, json: &str) -> Result<()> {
 /// The next refusal of a session that goes down to the robot.
 async fn refusal(stage: &Stage) -> Result<ErrorBody> {
     let message = stage.operator.wait_for(ERRORS, "refusal", SLOW, |_| true).await?;
-    Ok(ErrorBody::decode(&Frame::decode(&message.payload)?.body)?)
+    Ok(ErrorBody::decode(&stage.pki.answered(&message.payload)?.body)?)
 }
 
 /// Lets the agent open its task, which must be refused with these words; no session begins.
@@ -165,7 +165,7 @@ async fn replayed_evidence_is_refused() -> Result<()> {
     stage.operator.skip(ERRORS);
     stage.operator.publish(&open.topic, open.payload).await?;
     let asked = stage.operator.wait_for(CHALLENGES, "challenge", SLOW, |_| true).await?;
-    let challenge = Challenge::decode(&Frame::decode(&asked.payload)?.body)?;
+    let challenge = Challenge::decode(&stage.pki.answered(&asked.payload)?.body)?;
     let Topic::Attest { identity, session, .. } = attest.topic.parse()? else {
         anyhow::bail!("{} is no attest topic", attest.topic);
     };

@@ -8,11 +8,10 @@ use anyhow::{Context, Result};
 use moai_agent::identity::key::KEY_FILE;
 use moai_tests::World;
 use moai_tests::onboard::SLOW;
-use moai_tests::pki::Pki;
+use moai_tests::pki::{Pki, signed, unix_now};
 use moai_tests::settings::quoted;
 use moai_tests::world::IDENTITY;
 use moai_tpm::{KeyBlob, KeyKind};
-use moai_transport::frame::Received;
 use moai_transport::tls::CertificateFacts;
 use moai_transport::trust::RobotCertificate;
 
@@ -53,9 +52,8 @@ fn last_signer(stage: &Stage) -> Result<RobotCertificate> {
     let history = stage.operator.history();
     let open = history.iter().rev().find(|message| message.topic.contains("/open/"));
     let bytes = &open.context("the operator saw no open")?.payload;
-    let Received::Signed(signed) = Received::decode(bytes)? else { unreachable!("it is signed") };
-    let now = std::time::UNIX_EPOCH.elapsed()?.as_secs();
-    Ok(signed.verify(&stage.pki.robots()?, now)?.signer().clone())
+    let verified = signed(bytes)?.verify_robot(&stage.pki.robots()?, unix_now()?)?;
+    Ok(verified.signer().clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,6 +85,7 @@ impl Scene {
         let seed = self.session.seed.fhe_seed("tfhe");
         needles.parts("session seed", self.session.seed.expose())?;
         needles.parts("key seed", seed.expose())?;
+        needles.parts("signing key", &**self.session.seed.signing_seed())?;
         let keys = seed.expose_keys(&Context::tfhe());
         for (name, seed) in &keys.seeds {
             needles.parts(name, seed)?;

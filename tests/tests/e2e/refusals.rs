@@ -3,20 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use moai_fhe::Context as FheContext;
 use moai_tests::World;
 use moai_tests::broker::OPERATOR;
 use moai_tests::onboard::SLOW;
-use moai_tests::pki::Pki;
+use moai_tests::pki::{Pki, Signer, unix_now};
 use moai_tests::settings::quoted;
-use moai_transport::chunk::manifest;
 use moai_transport::frame::{Claims, Frame, FrameKind};
-use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
-use moai_transport::message::{ErrorBody, ErrorCode};
+use moai_transport::ids::SessionId;
+use moai_transport::message::ErrorCode;
 use moai_transport::topic::Topic;
 use rumqttc::v5::mqttbytes::v5::{PubAckReason, PublishProperties};
 
-use crate::stage::{ARM, QUICK, Stage, new_session, start, trials};
+use crate::played::Played;
+use crate::stage::{ARM, start, trials};
 
 const SEALED: i32 = 77;
 
@@ -71,8 +70,8 @@ async fn the_broker_keeps_a_robot_of_another_tenant_off_our_topics() -> Result<(
     let session: SessionId = stage.open_arm().await?.parse()?;
     let stranger = stage.uplink_client("globex.robot-9").await?;
     stranger.subscribe("moai/v1/#").await?;
-    let forger = Forger::new(&stage)?;
-    for topic in [forger.open(&session), forger.job(&session), forger.delete(&session)] {
+    let ours = Played { session, ..Played::new(&stage).await? };
+    for topic in [ours.open(), ours.job(), ours.delete()] {
         let none = PublishProperties::default();
         let answer = stranger.try_publish(&topic.to_string(), "x", none, false).await?;
         assert_eq!(answer, PubAckReason::NotAuthorized, "{topic}");
@@ -86,111 +85,45 @@ async fn the_broker_keeps_a_robot_of_another_tenant_off_our_topics() -> Result<(
     Ok(())
 }
 
-/// Somebody whom the broker lets write where he likes.
-struct Forger<'s> {
-    stage: &'s Stage,
-    robot: Identity,
-    worker: WorkerId,
-}
-
-impl<'s> Forger<'s> {
-    fn new(stage: &'s Stage) -> Result<Self> {
-        let worker = stage.compute.worker()?.parse()?;
-        Ok(Self { stage, robot: "acme.robot-1".parse()?, worker })
-    }
-
-    fn open(&self, session: &SessionId) -> Topic {
-        Topic::Open { identity: self.robot.clone(), session: session.clone() }
-    }
-
-    fn job(&self, session: &SessionId) -> Topic {
-        let (identity, worker) = (self.robot.clone(), self.worker.clone());
-        Topic::Job { identity, worker, session: session.clone() }
-    }
-
-    fn delete(&self, session: &SessionId) -> Topic {
-        let (identity, worker) = (self.robot.clone(), self.worker.clone());
-        Topic::Delete { identity, worker, session: session.clone() }
-    }
-
-    fn claims(&self, session: &SessionId, number: u64) -> Result<Claims> {
-        Ok(Claims {
-            identity: Some(self.robot.clone()),
-            session: Some(session.clone()),
-            number,
-            model: Some(QUICK.parse()?),
-            context: Some(context()),
-            ..Claims::default()
-        })
-    }
-
-    /// A job as the robot itself would send it, but for its content.
-    fn job_frame(&self, session: &SessionId, number: u64) -> Result<Frame> {
-        let claims = self.claims(session, number)?;
-        Ok(Frame { kind: FrameKind::Job, claims, body: b"no ciphertext".to_vec() })
-    }
-
-    /// An open as the robot itself would send it, but for its signature.
-    fn open_frame(&self, session: &SessionId, ttl: Duration) -> Result<Frame> {
-        let body = manifest(context(), ttl, b"short-lived keys", 1)?.encode()?;
-        Ok(Frame { kind: FrameKind::Open, claims: self.claims(session, 0)?, body })
-    }
-
-    /// Sends bytes and returns with what the server refuses them: code and job.
-    async fn refused(&self, topic: &Topic, payload: Vec<u8>) -> Result<(ErrorCode, u64)> {
-        const ERRORS: &str = "moai/v1/down/acme.robot-1/+/error";
-        self.stage.operator.publish(&topic.to_string(), payload).await?;
-        let message = self.stage.operator.wait_for(ERRORS, "refusal", SLOW, |_| true).await?;
-        assert!(topic.session().is_some_and(|session| {
-            message.topic.split('/').any(|level| level == session.to_string())
-        }));
-        let frame = Frame::decode(&message.payload)?;
-        Ok((ErrorBody::decode(&frame.body)?.code, frame.claims.number))
-    }
-}
-
-fn context() -> ContextId {
-    ContextId(Digest(FheContext::tfhe().digest()))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_refuses_what_the_broker_should_not_have_let_through() -> Result<()> {
     let stage = start(World::builder()).await?;
-    let live: SessionId = stage.open_arm().await?.parse()?;
-    stage.operator.subscribe("moai/v1/down/+/+/error").await?;
-    let forger = Forger::new(&stage)?;
-    let strange = new_session();
+    stage.open_arm().await?;
+    let robot = Played::new(&stage).await?;
+    robot.register().await?;
+    let strange = Played { session: SessionId::new(7, [7; 10]), ..Played::new(&stage).await? };
+    let job = |number| robot.job_frame(number, b"no ciphertext");
 
-    let garbage = forger.refused(&forger.job(&live), b"MOAI garbage".to_vec()).await?;
+    let garbage = robot.refused(&robot.job(), b"MOAI garbage".to_vec()).await?;
     assert_eq!(garbage, (ErrorCode::MalformedFrame, 0));
 
-    let mut cut = forger.job_frame(&live, 90)?.encode()?;
+    let mut cut = robot.job_bytes(90, b"no ciphertext")?;
     cut.pop();
-    assert_eq!(forger.refused(&forger.job(&live), cut).await?, (ErrorCode::MalformedFrame, 0));
+    assert_eq!(robot.refused(&robot.job(), cut).await?, (ErrorCode::MalformedFrame, 0));
 
-    let mut other_robots = forger.job_frame(&live, 91)?;
+    let mut other_robots = job(91)?;
     other_robots.claims.identity = Some("globex.robot-9".parse()?);
-    let answer = forger.refused(&forger.job(&live), other_robots.encode()?).await?;
+    let answer = robot.refused(&robot.job(), other_robots.encode_as_session(&robot.key)?).await?;
     assert_eq!(answer, (ErrorCode::IdentityMismatch, 91));
 
-    let other_sessions = forger.job_frame(&strange, 92)?.encode()?;
-    let answer = forger.refused(&forger.job(&live), other_sessions).await?;
+    let answer = robot.refused(&robot.job(), strange.job_bytes(92, b"")?).await?;
     assert_eq!(answer, (ErrorCode::IdentityMismatch, 92));
 
-    let unopened = forger.job_frame(&strange, 93)?.encode()?;
-    let answer = forger.refused(&forger.job(&strange), unopened).await?;
-    assert_eq!(answer, (ErrorCode::UnknownSession, 93));
+    let answer = strange.refused(&strange.job(), strange.job_bytes(93, b"")?).await?;
+    assert_eq!(answer, (ErrorCode::UnknownSession, 0));
 
-    let mut other_model = forger.job_frame(&live, 94)?;
+    let mut other_model = job(94)?;
     other_model.claims.model = Some("nonesuch".parse()?);
-    let answer = forger.refused(&forger.job(&live), other_model.encode()?).await?;
+    let answer = robot.refused(&robot.job(), other_model.encode_as_session(&robot.key)?).await?;
     assert_eq!(answer, (ErrorCode::UnknownModel, 94));
 
-    let no_ciphertext = forger.job_frame(&live, 95)?.encode()?;
-    let answer = forger.refused(&forger.job(&live), no_ciphertext).await?;
+    let answer = robot.refused(&robot.job(), robot.job_bytes(95, b"no ciphertext")?).await?;
     assert_eq!(answer, (ErrorCode::MalformedCiphertext, 95));
 
-    // None of it touched the session it was aimed at.
+    let answer = robot.refused(&robot.job(), robot.job_bytes(10_001, b"no ciphertext")?).await?;
+    assert_eq!(answer, (ErrorCode::TooLarge, 10_001));
+
+    // None of it touched the robot's other session.
     stage.submit(&trials()?[0]).await?;
     assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
     assert_eq!(stage.close_arm().await?.len(), 1);
@@ -200,38 +133,45 @@ async fn the_server_refuses_what_the_broker_should_not_have_let_through() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_opens_no_session_that_its_robot_has_not_signed() -> Result<()> {
     let stage = start(World::builder().agent_stopped()).await?;
-    stage.operator.subscribe("moai/v1/down/+/+/error").await?;
-    let forger = Forger::new(&stage)?;
-    let session = new_session();
-    let topic = forger.open(&session);
-    let open = forger.open_frame(&session, Duration::from_mins(1))?;
-    let robot = stage.pki.client("acme.robot-1")?.signer()?;
+    let robot = Played::new(&stage).await?;
+    let topic = robot.open();
+    let open = robot.open_frame(1, Duration::from_mins(1))?;
+    let signed_by = |signer: &Signer| open.encode_as_robot(signer);
 
     // The header of an unsigned frame, in the place of the signed one.
-    let mut unsigned = Frame { kind: FrameKind::Have, ..open.clone() }.encode()?;
+    let claims = Claims { model: None, ..open.claims.clone() };
+    let mut unsigned =
+        Frame { kind: FrameKind::Chunk, claims, body: open.body.clone() }.encode()?;
     unsigned[5] = FrameKind::Open as u8;
-    assert_eq!(forger.refused(&topic, unsigned).await?, (ErrorCode::BadSignature, 0));
+    assert_eq!(robot.refused(&topic, unsigned).await?, (ErrorCode::BadSignature, 0));
 
-    let mut bad = open.encode_signed(&robot)?;
+    let mut bad = signed_by(&robot.signer)?;
     let last_of_signature = bad.len() - open.body.len() - 1;
     bad[last_of_signature] ^= 1;
-    assert_eq!(forger.refused(&topic, bad).await?, (ErrorCode::BadSignature, 0));
+    assert_eq!(robot.refused(&topic, bad).await?, (ErrorCode::BadSignature, 0));
 
-    let other = stage.pki.client("acme.robot-2")?.signer()?;
-    let others = forger.refused(&topic, open.encode_signed(&other)?).await?;
-    assert_eq!(others, (ErrorCode::IdentityMismatch, 0));
+    let other = signed_by(&stage.pki.client("acme.robot-2")?.signer()?)?;
+    assert_eq!(robot.refused(&topic, other).await?, (ErrorCode::IdentityMismatch, 0));
 
     let foreign = Pki::new(&stage.directory().join("foreign"))?.client("acme.robot-1")?.signer()?;
-    let foreign = forger.refused(&topic, open.encode_signed(&foreign)?).await?;
+    let foreign = robot.refused(&topic, signed_by(&foreign)?).await?;
     assert_eq!(foreign, (ErrorCode::UntrustedCertificate, 0));
 
     let expired = stage.pki.client_until("acme.robot-1", -1)?.signer()?;
-    let expired = forger.refused(&topic, open.encode_signed(&expired)?).await?;
+    let expired = robot.refused(&topic, signed_by(&expired)?).await?;
     assert_eq!(expired, (ErrorCode::UntrustedCertificate, 0));
 
-    let elsewhere = forger.open(&SessionId::new(1, [7; 10]));
-    let moved = forger.refused(&elsewhere, open.encode_signed(&robot)?).await?;
+    let elsewhere =
+        Topic::Open { session: SessionId::new(1, [7; 10]), identity: robot.identity.clone() };
+    let moved = robot.refused(&elsewhere, signed_by(&robot.signer)?).await?;
     assert_eq!(moved, (ErrorCode::IdentityMismatch, 0));
+
+    for (what, seconds) in [("the past", -400_i64), ("the future", 700)] {
+        let mut open = open.clone();
+        open.claims.expires_at = unix_now()?.saturating_add_signed(seconds);
+        let stale = robot.refused(&topic, open.encode_as_robot(&robot.signer)?).await?;
+        assert_eq!(stale, (ErrorCode::ExpiredFrame, 0), "{what}");
+    }
 
     let server = stage.compute.process()?.log().clone();
     for words in [
@@ -241,6 +181,8 @@ async fn the_server_opens_no_session_that_its_robot_has_not_signed() -> Result<(
         "not from an authority that is trusted for robots",
         "the certificate expired on",
         "on the topic of another session",
+        "the frame was good until",
+        "the frame is to be good until",
     ] {
         let said = server.lines().into_iter().any(|line| {
             line.contains("refused") && line.contains("acme.robot-1") && line.contains(words)
@@ -254,20 +196,14 @@ async fn the_server_opens_no_session_that_its_robot_has_not_signed() -> Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_says_that_a_session_has_expired() -> Result<()> {
     let stage = start(World::builder().agent_stopped()).await?;
-    stage.operator.subscribe("moai/v1/down/#").await?;
-    let forger = Forger::new(&stage)?;
-    let session = new_session();
-    let second = Duration::from_secs(1);
-    let open = forger.open_frame(&session, second)?;
-    let open = open.encode_signed(&stage.pki.client("acme.robot-1")?.signer()?)?;
-    stage.operator.publish(&forger.open(&session).to_string(), open).await?;
-    stage.operator.wait_for("moai/v1/down/+/+/have", "have", SLOW, |_| true).await?;
+    let robot = Played::new(&stage).await?;
+    robot.publish(&robot.open(), robot.open_bytes(1, Duration::from_secs(1))?).await?;
+    robot.have().await?;
 
     let server = stage.compute.process()?;
     let expired = server.wait_for_line("session expired, keys deleted", SLOW).await?;
-    assert!(expired.contains(&session.to_string()), "{expired}");
-    let late = forger.job_frame(&session, 1)?.encode()?;
-    let answer = forger.refused(&forger.job(&session), late).await?;
+    assert!(expired.contains(&robot.session.to_string()), "{expired}");
+    let answer = robot.refused(&robot.job(), robot.job_bytes(1, b"late")?).await?;
     assert_eq!(answer, (ErrorCode::ExpiredSession, 1));
     Ok(())
 }

@@ -88,6 +88,7 @@ fn secret_needles(
     for record in records {
         needles.bytes("session seed", record.seed.expose())?;
         needles.bytes("key seed", record.seed.fhe_seed("tfhe").expose())?;
+        needles.bytes("signing key", &**record.seed.signing_seed())?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use moai_fhe::{Model, Window};
 use moai_tests::World;
 use moai_tests::mqtt::{Client, Message, matches};
+use moai_tests::peek::peek;
 use moai_tests::process::STEP;
 use moai_tests::recordings::{self, CHANNELS, SAMPLES, Trial};
 use moai_tests::world::Builder;
@@ -92,7 +93,7 @@ impl Stage {
 pub(crate) fn frames(client: &Client, kind: FrameKind) -> Vec<Frame> {
     let history = client.history();
     let frames = history.iter().filter(|message| matches("moai/v1/#", &message.topic));
-    let frames = frames.filter_map(|message| Frame::decode(&message.payload).ok());
+    let frames = frames.filter_map(|message| peek(&message.payload).ok());
     frames.filter(|frame| frame.kind == kind).collect()
 }
 

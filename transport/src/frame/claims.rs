@@ -8,7 +8,7 @@ use ciborium::Value;
 
 use super::{FrameError, FrameKind};
 use crate::cbor::{self, CborError};
-use crate::ids::{ContextId, Digest, Identity, ModelId, SessionId};
+use crate::ids::{ContextId, Digest, Identity, ModelId, SessionId, Tenant};
 
 const IDENTITY: u8 = 1;
 const SESSION: u8 = 2;
@@ -18,6 +18,7 @@ const CONTEXT: u8 = 5;
 const BODY_DIGEST: u8 = 6;
 const EXPIRES_AT: u8 = 7;
 const COMPUTE_MICROS: u8 = 8;
+const TENANT: u8 = 9;
 
 /// Whom and what a frame concerns. The body's digest is added when the frame is encoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,16 +27,20 @@ pub struct Claims {
     pub identity: Option<Identity>,
     /// The session. None in a catalogue.
     pub session: Option<SessionId>,
-    /// Number of the job, or index of the chunk; 0 where there is neither.
+    /// Number of the open within the session, from 1 and never used twice; of the job, from 1;
+    /// index of the chunk, from 0; when a catalogue was issued, in milliseconds since 1970; 0 where
+    /// there is none of these.
     pub number: u64,
-    /// The model that is asked. Always in jobs.
+    /// The model that is asked or has answered. Always in jobs and results.
     pub model: Option<ModelId>,
     /// The context of the session. Always in opens.
     pub context: Option<ContextId>,
-    /// When the frame ceases to mean anything, in seconds since 1970; 0 for never.
+    /// Until when the frame means something, in seconds since 1970. Chunks may have 0 for always.
     pub expires_at: u64,
     /// How long the server computed, in microseconds. In results, if the server tells.
     pub compute_micros: Option<u64>,
+    /// Whose catalogue it is. In catalogues only.
+    pub tenant: Option<Tenant>,
 }
 
 /// Why a payload is no set of claims.
@@ -56,12 +61,6 @@ pub(super) enum ClaimsError {
 }
 
 impl Claims {
-    /// Whether the frame means nothing any more at `now`, in seconds since 1970.
-    #[must_use]
-    pub fn is_expired(&self, now: u64) -> bool {
-        self.expires_at != 0 && self.expires_at <= now
-    }
-
     /// Checks that a frame of this kind has the claims it must have and no others.
     pub(super) fn check(&self, kind: FrameKind) -> Result<(), FrameError> {
         let fail = |problem| Err(FrameError::Claims { kind, problem });
@@ -73,15 +72,24 @@ impl Claims {
                 "names a robot or a session"
             });
         }
-        let is_job = matches!(kind, FrameKind::Job | FrameKind::Result);
-        if is_job && self.number == 0 {
-            return fail("lacks the number of its job");
+        if self.tenant.is_some() == concerns_robot {
+            return fail(if concerns_robot { "names a tenant" } else { "lacks its tenant" });
         }
-        let has_number = is_job || matches!(kind, FrameKind::Chunk | FrameKind::Error);
+        let must_have_number = matches!(
+            kind,
+            FrameKind::Open | FrameKind::Job | FrameKind::Result | FrameKind::Models
+        );
+        if must_have_number && self.number == 0 {
+            return fail("lacks its number");
+        }
+        let has_number = must_have_number || matches!(kind, FrameKind::Chunk | FrameKind::Error);
         if !has_number && self.number != 0 {
             return fail("has a number");
         }
-        if kind == FrameKind::Job && self.model.is_none() {
+        if self.expires_at == 0 && kind != FrameKind::Chunk {
+            return fail("does not say until when it is good");
+        }
+        if matches!(kind, FrameKind::Job | FrameKind::Result) && self.model.is_none() {
             return fail("lacks its model");
         }
         if kind == FrameKind::Open && self.context.is_none() {
@@ -103,6 +111,7 @@ impl Claims {
             (BODY_DIGEST, Some(Value::Bytes(body.0.to_vec()))),
             (EXPIRES_AT, Some(Value::from(self.expires_at))),
             (COMPUTE_MICROS, self.compute_micros.map(Value::from)),
+            (TENANT, self.tenant.as_ref().map(|id| Value::from(id.as_str()))),
         ];
         let present = entries.into_iter().filter_map(|(key, value)| Some((key.into(), value?)));
         cbor::encode(&Value::Map(present.collect()))
@@ -110,7 +119,7 @@ impl Claims {
 
     pub(super) fn from_cbor(payload: &[u8]) -> Result<(Self, Digest), ClaimsError> {
         let Value::Map(entries) = cbor::decode(payload)? else { return Err(ClaimsError::NotAMap) };
-        let mut slots: [Option<Value>; COMPUTE_MICROS as usize] = Default::default();
+        let mut slots: [Option<Value>; TENANT as usize] = Default::default();
         for (key, value) in entries {
             let key: u64 =
                 key.as_integer().and_then(|key| key.try_into().ok()).ok_or(ClaimsError::NotAMap)?;
@@ -122,7 +131,8 @@ impl Claims {
                 return Err(ClaimsError::Doubled(key));
             }
         }
-        let [identity, session, number, model, context, digest, expires_at, compute] = slots;
+        let [identity, session, number, model, context, digest, expires_at, compute, tenant] =
+            slots;
         let claims = Self {
             identity: optional(IDENTITY, identity, text)?,
             session: optional(SESSION, session, |value| SessionId::from_bytes(array(value)?))?,
@@ -131,6 +141,7 @@ impl Claims {
             context: optional(CONTEXT, context, |value| Some(ContextId(Digest(array(value)?))))?,
             expires_at: required(EXPIRES_AT, expires_at, unsigned)?,
             compute_micros: optional(COMPUTE_MICROS, compute, unsigned)?,
+            tenant: optional(TENANT, tenant, text)?,
         };
         Ok((claims, required(BODY_DIGEST, digest, |value| Some(Digest(array(value)?)))?))
     }

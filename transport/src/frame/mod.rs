@@ -14,23 +14,29 @@
 //! - lengths are checked before anything is parsed, the header is parsed before the body is
 //!   touched, and nobody sees a body whose digest is not the one in the claims;
 //! - a frame has one encoding: what decodes encodes to the same bytes again;
-//! - an open is signed with ES256 and carries its signer's certificates; all other kinds have an
-//!   empty protected header and signature. What has more or less is refused, not half understood;
+//! - an open is signed with ES256 and carries its signer's certificates; a chunk has an empty
+//!   protected header and signature, for its digest stands in the signed manifest; all other kinds
+//!   are signed with Ed25519. What has more or less is refused, not half understood;
 //! - a signed frame is opaque until its signature was verified, see [`SignedFrame`].
 
 mod claims;
+mod freshness;
 mod signed;
+
+use std::time::Duration;
 
 use coset::{AsCborValue, CborSerializable, CoseSign1, CoseSign1Builder};
 
 pub use claims::Claims;
-use signed::Protection;
+pub use freshness::{CLOCK_ALLOWANCE, MAX_FRAME_LIFETIME, MAX_OPEN_LIFETIME, Stale};
 pub use signed::{
     FrameSigner, MAX_CHAIN_CERTIFICATES, MAX_CHAIN_LEN, SignatureError, SignedFrame, VerifiedFrame,
     check_chain,
 };
+use signed::{Proof, Signing};
 
 use crate::ids::Digest;
+use crate::keys::{ServerSigningKey, SessionSigningKey};
 use crate::topic::Topic;
 
 /// Largest frame, in bytes.
@@ -88,17 +94,34 @@ impl FrameKind {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
-    /// Whether frames of this kind are signed by the robot's identity key.
+    /// Whose key signs frames of this kind; none for a chunk, whose digest stands in the manifest
+    /// that its robot signed.
     #[must_use]
-    pub fn is_signed(self) -> bool {
-        self == Self::Open
+    pub fn signatory(self) -> Option<Signatory> {
+        match self {
+            Self::Open => Some(Signatory::Robot),
+            Self::Job | Self::Delete | Self::Attest => Some(Signatory::Session),
+            Self::Have | Self::Challenge | Self::Result | Self::Error | Self::Models => {
+                Some(Signatory::Server)
+            }
+            Self::Chunk => None,
+        }
     }
 
-    /// Longest header, in bytes. Opens carry the signer's certificates, catalogues will.
+    /// How far ahead the expiry of such a frame may lie.
+    #[must_use]
+    pub fn max_lifetime(self) -> Duration {
+        match self {
+            Self::Open => MAX_OPEN_LIFETIME,
+            _ => MAX_FRAME_LIFETIME,
+        }
+    }
+
+    /// Longest header, in bytes. Opens carry the signer's certificates.
     #[must_use]
     pub fn max_header_len(self) -> usize {
         match self {
-            Self::Open | Self::Models => 4 * KIB,
+            Self::Open => 4 * KIB,
             _ => KIB,
         }
     }
@@ -115,9 +138,20 @@ impl FrameKind {
             Self::Error => 2 * KIB,
             Self::Challenge => KIB,
             Self::Attest => 8 * KIB,
-            Self::Models => MAX_FRAME_LEN - PREFIX_LEN - 4 * KIB,
+            Self::Models => MAX_FRAME_LEN - PREFIX_LEN - KIB,
         }
     }
+}
+
+/// Whose key signs a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Signatory {
+    /// The robot's identity key, whose certificates the frame carries.
+    Robot,
+    /// The key that the session's manifest names.
+    Session,
+    /// The servers' key, which robots are configured with.
+    Server,
 }
 
 /// Why bytes are no frame, or a frame is not to be believed. It will not become better: drop the
@@ -163,11 +197,11 @@ pub enum FrameError {
     #[error("the header has a signature or COSE headers that version 1 does not know there")]
     Signature,
     /// The header lacks the signature that its kind must have.
-    #[error("a {0:?} frame must be signed by the robot's identity key, and this one is not")]
+    #[error("a {0:?} frame must be signed, and this one is not")]
     Unsigned(FrameKind),
-    /// The signature is there, but nobody has verified it.
-    #[error("a {0:?} frame is signed: its signature has to be verified first")]
-    Unverified(FrameKind),
+    /// The key is not the one that signs frames of this kind.
+    #[error("a {0:?} frame is signed by another key, or by none")]
+    Signatory(FrameKind),
     /// The signer's certificates are none or too many.
     #[error(
         "a frame carries 1 to {MAX_CHAIN_CERTIFICATES} certificates of together at most \
@@ -220,12 +254,12 @@ impl std::fmt::Debug for Frame {
     }
 }
 
-/// A frame as it arrives: most are what they are, some have to be verified first.
+/// A frame as it arrives: but for chunks it has to be verified first.
 #[derive(Debug, Clone)]
 pub enum Received {
-    /// A frame that is not signed. The broker alone vouches for its sender.
-    Plain(Frame),
-    /// A signed frame.
+    /// A chunk. Until the manifest's digest of it was compared, its sender is anybody.
+    Chunk(Frame),
+    /// A frame of any other kind.
     Signed(SignedFrame),
 }
 
@@ -249,41 +283,66 @@ impl Received {
         check_header_len(kind, header_len)?;
         let (header, body) = rest.split_at_checked(header_len).ok_or(FrameError::Truncated)?;
         check_body_len(kind, body.len())?;
-        let (claims, digest, protection) = decode_header(kind, header)?;
+        let (claims, digest, proof) = decode_header(kind, header)?;
         claims.check(kind)?;
         if Digest::of(body) != digest {
             return Err(FrameError::BodyDigest);
         }
         let frame = Frame { kind, claims, body: body.to_vec() };
-        Ok(match protection {
-            None => Self::Plain(frame),
-            Some(protection) => Self::Signed(SignedFrame::new(frame, protection)),
+        Ok(match proof {
+            None => Self::Chunk(frame),
+            Some(proof) => Self::Signed(SignedFrame::new(frame, proof)),
         })
     }
 }
 
 impl Frame {
-    /// The bytes of a frame whose kind is not signed.
+    /// The bytes of a chunk.
+    ///
+    /// # Errors
+    /// The body is too large, a claim is missing or out of place, or it is a frame of another kind:
+    /// those have to be signed.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        match self.kind.signatory() {
+            None => {
+                self.encode_with(|payload| Ok(CoseSign1Builder::new().payload(payload).build()))
+            }
+            Some(_) => Err(FrameError::Unsigned(self.kind)),
+        }
+    }
+
+    /// The bytes of an open. Blocks for as long as the signer does.
+    ///
+    /// # Errors
+    /// The body is too large for its kind, a claim is missing or out of place, frames of this kind
+    /// are not signed by robots, or the signer fails.
+    pub fn encode_as_robot(&self, signer: &dyn FrameSigner) -> Result<Vec<u8>, FrameError> {
+        self.encode_signed(&Signing::Identity(signer))
+    }
+
+    /// The bytes of a frame of a session: of a job, a delete, an evidence.
     ///
     /// # Errors
     /// The body is too large for its kind, a claim is missing or out of place, or frames of this
-    /// kind have to be signed.
-    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
-        if self.kind.is_signed() {
-            return Err(FrameError::Unsigned(self.kind));
-        }
-        self.encode_with(|payload| Ok(CoseSign1Builder::new().payload(payload).build()))
+    /// kind are not signed by sessions.
+    pub fn encode_as_session(&self, key: &SessionSigningKey) -> Result<Vec<u8>, FrameError> {
+        self.encode_signed(&Signing::Session(key))
     }
 
-    /// The bytes of a frame whose kind is signed. Blocks for as long as the signer does.
+    /// The bytes of a server's frame.
     ///
     /// # Errors
-    /// As for [`encode`](Self::encode), or the signer fails.
-    pub fn encode_signed(&self, signer: &dyn FrameSigner) -> Result<Vec<u8>, FrameError> {
-        if !self.kind.is_signed() {
-            return Err(FrameError::Signature);
+    /// The body is too large for its kind, a claim is missing or out of place, or frames of this
+    /// kind are not signed by servers.
+    pub fn encode_as_server(&self, key: &ServerSigningKey) -> Result<Vec<u8>, FrameError> {
+        self.encode_signed(&Signing::Server(key))
+    }
+
+    fn encode_signed(&self, signing: &Signing<'_>) -> Result<Vec<u8>, FrameError> {
+        if self.kind.signatory() != Some(signing.signatory()) {
+            return Err(FrameError::Signatory(self.kind));
         }
-        self.encode_with(|payload| signed::sign(self.kind, payload, signer))
+        self.encode_with(|payload| signed::sign(self.kind, payload, signing))
     }
 
     fn encode_with(
@@ -305,23 +364,11 @@ impl Frame {
         Ok(bytes)
     }
 
-    /// The frame in these bytes if its kind is not signed, checked but for its topic and its
-    /// expiry.
+    /// Checks that the frame belongs on the topic it came on: a frame is routed by its topic, and its
+    /// signer meant it for one.
     ///
     /// # Errors
-    /// As for [`Received::decode`], or the frame has to be verified.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
-        match Received::decode(bytes)? {
-            Received::Plain(frame) => Ok(frame),
-            Received::Signed(signed) => Err(FrameError::Unverified(signed.kind())),
-        }
-    }
-
-    /// Checks that the frame belongs on the topic it came on. The broker vouches for who may write
-    /// to a topic, the frame for what was meant: only together do they name the sender.
-    ///
-    /// # Errors
-    /// Kind, identity or session differ.
+    /// Kind, identity, session or tenant differ.
     pub fn check_topic(&self, topic: &Topic) -> Result<(), FrameError> {
         if topic.kind() != Some(self.kind) {
             return Err(FrameError::Topic("kind"));
@@ -331,6 +378,13 @@ impl Frame {
         }
         if topic.session() != self.claims.session.as_ref() {
             return Err(FrameError::Topic("session"));
+        }
+        let tenant = match topic {
+            Topic::Models { tenant } => Some(tenant),
+            _ => None,
+        };
+        if tenant != self.claims.tenant.as_ref() {
+            return Err(FrameError::Topic("tenant"));
         }
         Ok(())
     }
@@ -353,24 +407,19 @@ fn malformed(error: &impl ToString) -> FrameError {
 fn decode_header(
     kind: FrameKind,
     header: &[u8],
-) -> Result<(Claims, Digest, Option<Protection>), FrameError> {
+) -> Result<(Claims, Digest, Option<Proof>), FrameError> {
     let value = crate::cbor::decode(header).map_err(|error| malformed(&error))?;
     let sign1 = CoseSign1::from_cbor_value(value).map_err(|error| malformed(&error))?;
-    let protection = signed::protection(kind, &sign1)?;
-    match (&protection, kind.is_signed()) {
-        (None, true) => return Err(FrameError::Unsigned(kind)),
-        (Some(_), false) => return Err(FrameError::Signature),
-        _ => {}
-    }
+    let proof = signed::proof(kind, &sign1)?;
     let payload = sign1.payload.as_deref().unwrap_or_default();
     let (claims, digest) = Claims::from_cbor(payload).map_err(|error| malformed(&error))?;
     let payload = claims.to_cbor(digest).map_err(|error| malformed(&error))?;
-    let again = match &protection {
+    let again = match &proof {
         None => CoseSign1Builder::new().payload(payload).build(),
-        Some(protection) => protection.encode_around(payload),
+        Some(proof) => proof.encode_around(payload),
     };
     if again.to_vec().map_err(|error| malformed(&error))? != header {
         return Err(malformed(&"not in deterministic encoding (RFC 8949 section 4.2.1)"));
     }
-    Ok((claims, digest, protection))
+    Ok((claims, digest, proof))
 }

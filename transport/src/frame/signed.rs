@@ -1,8 +1,10 @@
-//! Signed frames: a `COSE_Sign1` by the robot's identity key, with its certificates (RFC 9360).
+//! Signed frames: a `COSE_Sign1` by a robot's identity key with its certificates (RFC 9360), by a
+//! session's key or by a server's.
 //!
 //! Invariants:
-//! - a frame that must be signed gives neither claims nor body before [`SignedFrame::verify`] has
-//!   found it to be the robot's: there is no other way to its parts;
+//! - a signed frame gives neither claims nor body before one of the `verify` functions of
+//!   [`SignedFrame`] has found it to be its signer's, and fresh: there is no other way to its parts;
+//! - each kind of frame has one kind of signer, and no other verifies it;
 //! - the signature covers magic, version and kind too, so it is good for no other kind of frame;
 //! - chain and signature have their caps before anything looks into them.
 
@@ -19,18 +21,19 @@ use p256::ecdsa::{Signature, VerifyingKey};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 
-use super::{Frame, FrameError, FrameKind, MAGIC, VERSION, malformed};
+use super::{Frame, FrameError, FrameKind, MAGIC, Signatory, VERSION, freshness, malformed};
 use crate::ids::Identity;
+use crate::keys::{
+    SIGNATURE_LEN, ServerKeys, ServerSigningKey, SessionPublicKey, SessionSigningKey,
+};
 use crate::trust::{CertificateRefusal, RobotCertificate, TrustedRobots};
 
 /// Most certificates a frame carries.
 pub const MAX_CHAIN_CERTIFICATES: usize = 4;
 /// Most bytes of certificates a frame carries; the claims need the rest of the header.
 pub const MAX_CHAIN_LEN: usize = 3 * 1024;
-/// Length of an ES256 signature: r ‖ s.
-const SIGNATURE_LEN: usize = 64;
 
-/// What signs a robot's frames: its identity key, wherever that is.
+/// What signs a robot's opens: its identity key, wherever that is.
 pub trait FrameSigner: Send + Sync {
     /// The key's certificate and the intermediate ones behind it; without the authority's own.
     fn chain(&self) -> Vec<CertificateDer<'static>>;
@@ -51,6 +54,12 @@ pub enum SignatureError {
     /// The signature is not over these claims, or not by the certificate's key.
     #[error("the frame's signature is not by the key of its certificate")]
     BadSignature,
+    /// The session's key did not sign these claims.
+    #[error("the frame's signature is not by the key that the session was opened with")]
+    NotTheSession,
+    /// No key that is trusted for servers signed these claims.
+    #[error("the frame's signature is by no server whose key is trusted here")]
+    NotTheServer,
     /// One robot signed in another's name.
     #[error("the frame says that it is {claimed}'s, but {signer} signed it")]
     OtherRobot {
@@ -59,15 +68,19 @@ pub enum SignatureError {
         /// Whom the claims name.
         claimed: String,
     },
+    /// Its kind is signed by somebody else.
+    #[error("a {0:?} frame does not come from there")]
+    OtherSignatory(FrameKind),
+    /// The signature is right, and its time is over or far ahead.
+    #[error(transparent)]
+    Stale(#[from] freshness::Stale),
 }
 
 /// A frame whose signature nobody has verified yet.
 #[derive(Clone)]
 pub struct SignedFrame {
     frame: Frame,
-    chain: Vec<CertificateDer<'static>>,
-    signed: [u8; 32],
-    signature: [u8; SIGNATURE_LEN],
+    proof: Proof,
 }
 
 impl fmt::Debug for SignedFrame {
@@ -104,9 +117,8 @@ impl VerifiedFrame {
 }
 
 impl SignedFrame {
-    pub(super) fn new(frame: Frame, protection: Protection) -> Self {
-        let Protection { chain, signed, signature } = protection;
-        Self { frame, chain, signed, signature }
+    pub(super) fn new(frame: Frame, proof: Proof) -> Self {
+        Self { frame, proof }
     }
 
     /// What the frame holds.
@@ -116,23 +128,71 @@ impl SignedFrame {
     }
 
     /// The frame, if at `now`, in seconds since 1970, a certificate that `robots` vouch for makes
-    /// its signer the robot that its claims name.
+    /// its signer the robot that its claims name, and it is fresh.
     ///
     /// # Errors
     /// See [`SignatureError`].
-    pub fn verify(self, robots: &TrustedRobots, now: u64) -> Result<VerifiedFrame, SignatureError> {
-        let signer = robots.check(&self.chain, now)?;
+    pub fn verify_robot(
+        self,
+        robots: &TrustedRobots,
+        now: u64,
+    ) -> Result<VerifiedFrame, SignatureError> {
+        let Proof::Identity { chain, signed, signature } = &self.proof else {
+            return Err(SignatureError::OtherSignatory(self.kind()));
+        };
+        let signer = robots.check(chain, now)?;
         let key = VerifyingKey::from_sec1_bytes(&signer.public_key)
             .map_err(|_| CertificateRefusal::Key)?;
         let signature =
-            Signature::from_slice(&self.signature).map_err(|_| SignatureError::BadSignature)?;
-        key.verify_prehash(&self.signed, &signature).map_err(|_| SignatureError::BadSignature)?;
+            Signature::from_slice(signature).map_err(|_| SignatureError::BadSignature)?;
+        key.verify_prehash(signed, &signature).map_err(|_| SignatureError::BadSignature)?;
         if self.frame.claims.identity.as_ref() != Some(&signer.identity) {
             let claimed = self.frame.claims.identity.as_ref();
             let claimed = claimed.map_or_else(|| "nobody".to_owned(), ToString::to_string);
             return Err(SignatureError::OtherRobot { signer: signer.identity, claimed });
         }
+        freshness::check(self.frame.kind, self.frame.claims.expires_at, now)?;
         Ok(VerifiedFrame { frame: self.frame, signer })
+    }
+
+    /// The frame, if the session's key has signed it and it is fresh at `now`, in seconds since
+    /// 1970. That it is this session's is for [`Frame::check_topic`] to see.
+    ///
+    /// # Errors
+    /// See [`SignatureError`].
+    pub fn verify_session(self, key: &SessionPublicKey, now: u64) -> Result<Frame, SignatureError> {
+        let verifies = |message: &[u8], signature: &_| key.verifies(message, signature);
+        self.verify_key(Signatory::Session, verifies, SignatureError::NotTheSession, now)
+    }
+
+    /// The frame, if one of these servers has signed it and it is fresh at `now`, in seconds since
+    /// 1970. That it is for this robot is for [`Frame::check_topic`] to see.
+    ///
+    /// # Errors
+    /// See [`SignatureError`].
+    pub fn verify_server(self, keys: &ServerKeys, now: u64) -> Result<Frame, SignatureError> {
+        let verifies = |message: &[u8], signature: &_| keys.verify(message, signature);
+        self.verify_key(Signatory::Server, verifies, SignatureError::NotTheServer, now)
+    }
+
+    fn verify_key(
+        self,
+        signatory: Signatory,
+        verifies: impl FnOnce(&[u8], &[u8; SIGNATURE_LEN]) -> bool,
+        otherwise: SignatureError,
+        now: u64,
+    ) -> Result<Frame, SignatureError> {
+        let kind = self.kind();
+        match &self.proof {
+            Proof::Key { signed, signature } if kind.signatory() == Some(signatory) => {
+                if !verifies(signed, signature) {
+                    return Err(otherwise);
+                }
+            }
+            _ => return Err(SignatureError::OtherSignatory(kind)),
+        }
+        freshness::check(self.frame.kind, self.frame.claims.expires_at, now)?;
+        Ok(self.frame)
     }
 }
 
@@ -149,15 +209,38 @@ pub fn check_chain(chain: &[CertificateDer<'_>]) -> Result<(), FrameError> {
     }
 }
 
-/// What a signed header has beside its claims.
-pub(super) struct Protection {
-    chain: Vec<CertificateDer<'static>>,
-    signed: [u8; 32],
-    signature: [u8; SIGNATURE_LEN],
+/// What a signed header has beside its claims, and what exactly was signed.
+#[derive(Clone)]
+pub(super) enum Proof {
+    /// ES256 over a message with this SHA-256, and the certificates of the key.
+    Identity {
+        chain: Vec<CertificateDer<'static>>,
+        signed: [u8; 32],
+        signature: [u8; SIGNATURE_LEN],
+    },
+    /// Ed25519 over this message.
+    Key { signed: Vec<u8>, signature: [u8; SIGNATURE_LEN] },
 }
 
-/// The protected header: algorithm and certificates.
-fn protected(chain: &[CertificateDer<'_>]) -> Header {
+/// Who signs a frame, with the key for it.
+pub(super) enum Signing<'k> {
+    Identity(&'k dyn FrameSigner),
+    Session(&'k SessionSigningKey),
+    Server(&'k ServerSigningKey),
+}
+
+impl Signing<'_> {
+    pub(super) fn signatory(&self) -> Signatory {
+        match self {
+            Self::Identity(_) => Signatory::Robot,
+            Self::Session(_) => Signatory::Session,
+            Self::Server(_) => Signatory::Server,
+        }
+    }
+}
+
+/// The protected header of an open: algorithm and certificates.
+fn identity_header(chain: &[CertificateDer<'_>]) -> Header {
     let mut certificates = chain.iter().map(|certificate| Value::Bytes(certificate.to_vec()));
     let chain = match (certificates.next(), certificates.len()) {
         (Some(only), 0) => only,
@@ -167,6 +250,12 @@ fn protected(chain: &[CertificateDer<'_>]) -> Header {
         .algorithm(iana::Algorithm::ES256)
         .value(iana::HeaderParameter::X5Chain.to_i64(), chain)
         .build()
+}
+
+/// The protected header of all other signed kinds. The key is known from elsewhere, and what does
+/// not stand in a header cannot be believed from there.
+fn key_header() -> Header {
+    HeaderBuilder::new().algorithm(iana::Algorithm::EdDSA).build()
 }
 
 /// Signed along with header and payload, so that no other kind of frame can be made of them.
@@ -179,32 +268,60 @@ fn external_aad(kind: FrameKind) -> [u8; 6] {
 pub(super) fn sign(
     kind: FrameKind,
     payload: Vec<u8>,
-    signer: &dyn FrameSigner,
+    signing: &Signing<'_>,
 ) -> Result<CoseSign1, FrameError> {
-    let chain = signer.chain();
-    check_chain(&chain)?;
+    let header = match signing {
+        Signing::Identity(signer) => {
+            let chain = signer.chain();
+            check_chain(&chain)?;
+            identity_header(&chain)
+        }
+        Signing::Session(_) | Signing::Server(_) => key_header(),
+    };
     CoseSign1Builder::new()
-        .protected(protected(&chain))
+        .protected(header)
         .payload(payload)
         .try_create_signature(&external_aad(kind), |message| {
-            signer.sign(Sha256::digest(message).into()).map(|signature| signature.to_vec())
+            match signing {
+                Signing::Identity(signer) => signer.sign(Sha256::digest(message).into()),
+                Signing::Session(key) => Ok(key.sign(message)),
+                Signing::Server(key) => Ok(key.sign(message)),
+            }
+            .map(|signature| signature.to_vec())
         })
         .map(CoseSign1Builder::build)
         .map_err(|error| FrameError::NotSigned(error.to_string()))
 }
 
-/// What protects a decoded header; none if nothing does.
-pub(super) fn protection(
-    kind: FrameKind,
-    sign1: &CoseSign1,
-) -> Result<Option<Protection>, FrameError> {
+/// What proves a decoded header; none if its kind is not signed.
+pub(super) fn proof(kind: FrameKind, sign1: &CoseSign1) -> Result<Option<Proof>, FrameError> {
     if !sign1.unprotected.is_empty() {
         return Err(FrameError::Signature);
     }
-    if sign1.protected.header.is_empty() && sign1.signature.is_empty() {
-        return Ok(None);
+    let is_bare = sign1.protected.header.is_empty() && sign1.signature.is_empty();
+    let signatory = match kind.signatory() {
+        None if is_bare => return Ok(None),
+        None => return Err(FrameError::Signature),
+        Some(_) if is_bare => return Err(FrameError::Unsigned(kind)),
+        Some(signatory) => signatory,
+    };
+    let signature = sign1.signature.as_slice().try_into().map_err(|_| FrameError::Signature)?;
+    let signed = sign1.tbs_data(&external_aad(kind));
+    match signatory {
+        Signatory::Robot => {
+            let chain = chain(&sign1.protected.header)?;
+            Ok(Some(Proof::Identity { chain, signed: Sha256::digest(signed).into(), signature }))
+        }
+        Signatory::Session | Signatory::Server if sign1.protected.header == key_header() => {
+            Ok(Some(Proof::Key { signed, signature }))
+        }
+        Signatory::Session | Signatory::Server => Err(FrameError::Signature),
     }
-    let Header { alg, rest, .. } = &sign1.protected.header;
+}
+
+/// The certificates of a protected header that has them, the algorithm and nothing else.
+fn chain(header: &Header) -> Result<Vec<CertificateDer<'static>>, FrameError> {
+    let Header { alg, rest, .. } = header;
     let es256 = RegisteredLabelWithPrivate::Assigned(iana::Algorithm::ES256);
     let x5chain = Label::Int(iana::HeaderParameter::X5Chain.to_i64());
     let (Some(alg), [(label, chain)]) = (alg, rest.as_slice()) else {
@@ -224,21 +341,20 @@ pub(super) fn protection(
         .ok_or_else(|| malformed(&"a certificate is no byte string"))?;
     check_chain(&chain)?;
     // Whatever else the protected header had is not in this one, and does not encode to it.
-    if sign1.protected.header != protected(&chain) {
-        return Err(FrameError::Signature);
-    }
-    let signature = sign1.signature.as_slice().try_into().map_err(|_| FrameError::Signature)?;
-    let signed = Sha256::digest(sign1.tbs_data(&external_aad(kind))).into();
-    Ok(Some(Protection { chain, signed, signature }))
+    if *header == identity_header(&chain) { Ok(chain) } else { Err(FrameError::Signature) }
 }
 
-impl Protection {
+impl Proof {
     /// The same header, encoded anew around this payload.
     pub(super) fn encode_around(&self, payload: Vec<u8>) -> CoseSign1 {
+        let (header, signature) = match self {
+            Self::Identity { chain, signature, .. } => (identity_header(chain), signature),
+            Self::Key { signature, .. } => (key_header(), signature),
+        };
         CoseSign1Builder::new()
-            .protected(protected(&self.chain))
+            .protected(header)
             .payload(payload)
-            .signature(self.signature.to_vec())
+            .signature(signature.to_vec())
             .build()
     }
 }

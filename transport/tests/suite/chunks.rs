@@ -10,6 +10,7 @@ use moai_transport::ids::{Digest, WorkerId};
 use moai_transport::message::{Have, Manifest};
 use proptest::prelude::*;
 
+use crate::support::signer::SESSION;
 use crate::support::values::{context, worker};
 
 const SMALL: u32 = 10;
@@ -24,7 +25,7 @@ fn manifest(key: &[u8], chunk_len: u32) -> Manifest {
     Manifest {
         chunk_len,
         chunk_digests: key.chunks(len).map(Digest::of).collect(),
-        ..chunk::manifest(context(), Duration::from_mins(1), key, 1).unwrap()
+        ..chunk::manifest(context(), Duration::from_mins(1), SESSION.public(), key, 1).unwrap()
     }
 }
 

@@ -9,7 +9,7 @@ use moai_transport::topic::Topic;
 use moai_transport::trust::TrustedRobots;
 
 use crate::support::broker::ACL;
-use crate::support::values::{frame, identity, session};
+use crate::support::values::{decode, encode, frame, identity, session};
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 
@@ -50,12 +50,12 @@ fn the_example_is_what_the_code_writes() {
         model: Some("grasp".parse().unwrap()),
         context: Some(ContextId(Digest::of(b"context"))),
         expires_at: 1_800_000_000,
-        compute_micros: None,
+        ..Claims::default()
     };
     let job = Frame { claims, ..frame(FrameKind::Job, b"ciphertext".as_slice()) };
-    let bytes = job.encode().unwrap();
+    let bytes = encode(&job).unwrap();
     assert_eq!(hex::encode(bytes_of(block("hex"))), hex::encode(&bytes));
-    assert_eq!(Frame::decode(&bytes).unwrap(), job);
+    assert_eq!(decode(&bytes).unwrap(), job);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn the_signed_example_is_what_the_code_believes() {
     let robots = TrustedRobots::from_pem(block("pem").as_bytes()).unwrap();
     let bytes = bytes_of(blocks("hex").nth(1).unwrap());
     let Received::Signed(signed) = Received::decode(&bytes).unwrap() else { panic!("not signed") };
-    let verified = signed.verify(&robots, 1_799_999_999).unwrap();
+    let verified = signed.verify_robot(&robots, 1_799_999_999).unwrap();
     assert_eq!(verified.frame(), &frame(FrameKind::Open, b"manifest".as_slice()));
 }
 
@@ -103,8 +103,11 @@ fn the_table_of_error_codes_is_the_codes() {
     let table = rows(|first| serde_json::from_str::<ErrorCode>(&first.replace('`', "\"")).is_ok());
     let transient: Vec<_> =
         table.iter().filter(|row| row[2] == "tries again later").map(|row| row[0]).collect();
-    assert_eq!(table.len(), 12);
-    assert_eq!(transient, ["`untrusted_certificate`", "`not_attested`", "`busy`", "`internal`"]);
+    assert_eq!(table.len(), 15);
+    assert_eq!(
+        transient,
+        ["`untrusted_certificate`", "`not_attested`", "`expired_frame`", "`busy`", "`internal`"]
+    );
     for row in table {
         let code: ErrorCode = serde_json::from_str(&row[0].replace('`', "\"")).unwrap();
         assert_eq!(code.is_transient(), row[2] == "tries again later", "{code:?}");

@@ -10,10 +10,12 @@ use moai_transport::message::{
 use proptest::prelude::*;
 use std::time::Duration;
 
+use crate::support::signer::SESSION;
 use crate::support::values::{context, identity, worker};
 
 fn manifest() -> Manifest {
-    chunk::manifest(context(), Duration::from_mins(1), &vec![1; 300_000], 7).unwrap()
+    chunk::manifest(context(), Duration::from_mins(1), SESSION.public(), &vec![1; 300_000], 7)
+        .unwrap()
 }
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -42,9 +44,11 @@ fn the_largest_manifest_fits_an_open_and_larger_keys_have_none() {
     let largest = Manifest { key_len: max_len as u64, chunk_digests: digests, ..manifest() };
     let len = largest.encode().unwrap().len();
     assert!(len <= moai_transport::frame::FrameKind::Open.max_body_len(), "{len}");
-    assert!(chunk::manifest(context(), Duration::from_secs(1), &[], 0).is_err());
+    assert!(chunk::manifest(context(), Duration::from_secs(1), SESSION.public(), &[], 0).is_err());
     let larger = vec![0; max_len + 1];
-    assert!(chunk::manifest(context(), Duration::from_secs(1), &larger, 0).is_err());
+    assert!(
+        chunk::manifest(context(), Duration::from_secs(1), SESSION.public(), &larger, 0).is_err()
+    );
 }
 
 #[test]

@@ -14,6 +14,7 @@ use moai_transport::topic::{Topic, robot_filters, worker_filters};
 use tokio::task::JoinSet;
 
 use crate::support::broker::Broker;
+use crate::support::signer::SESSION;
 use crate::support::values::{claims, context, decode, encode, frame, identity, session, worker};
 use crate::support::{Subject, config};
 
@@ -94,7 +95,8 @@ async fn upload(
     progress: tokio::sync::watch::Sender<usize>,
     sent: Arc<AtomicUsize>,
 ) {
-    let manifest = chunk::manifest(context(), Duration::from_mins(1), &key, 1).unwrap();
+    let manifest =
+        chunk::manifest(context(), Duration::from_mins(1), SESSION.public(), &key, 1).unwrap();
     let mut sender = ChunkSender::new(key, manifest).unwrap();
     let mut publishing: JoinSet<(u64, bool)> = JoinSet::new();
     let mut opens = JoinSet::new();
@@ -137,7 +139,7 @@ async fn upload(
                 LinkEvent::Up => is_open = false,
                 LinkEvent::Down(error) => assert!(!error.is_fatal(), "{error}"),
                 LinkEvent::Message(message) => {
-                    let frame = Frame::decode(&message.payload).unwrap();
+                    let frame = decode(&message.payload).unwrap();
                     if sender.on_have(&Have::decode(&frame.body).unwrap()) {
                         news = tokio::time::Instant::now();
                     }

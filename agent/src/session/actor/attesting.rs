@@ -4,6 +4,8 @@
 //! - a challenge counts only if it is about our newest open, and one is worked on at a time;
 //! - a robot that cannot answer says so, and keeps asking: it may be enrolled meanwhile.
 
+use std::sync::Arc;
+
 use moai_transport::frame::{Frame, FrameKind};
 use moai_transport::message::Challenge;
 use moai_transport::topic::Topic;
@@ -32,12 +34,12 @@ impl Actor {
         };
         let session = self.record.id.clone();
         let (frame, expiry) = self.frame(FrameKind::Attest, 0, Vec::new());
-        let uplink = self.services.uplink.clone();
+        let (uplink, key) = (self.services.uplink.clone(), Arc::clone(&self.signing_key));
         self.work.spawn(async move {
             let evidence = off_thread(move || attester.evidence(&random, &session)).await;
             let outcome = match evidence {
                 Ok(body) => uplink
-                    .send(&topic, &Frame { body, ..frame }, expiry)
+                    .send(&topic, &Frame { body, ..frame }, &key, expiry)
                     .await
                     .map(drop)
                     .map_err(|error| error.to_string()),

@@ -59,7 +59,8 @@ impl Actor {
         if let Some(worker) = self.registration.worker().cloned() {
             let (frame, _) = self.frame(FrameKind::Delete, 0, Vec::new());
             let topic = self.to_worker(worker, "delete");
-            let sent = self.services.uplink.send(&topic, &frame, BUSY_PAUSE * 60);
+            let sent =
+                self.services.uplink.send(&topic, &frame, &self.signing_key, BUSY_PAUSE * 60);
             if !matches!(tokio::time::timeout(BUSY_PAUSE, sent).await, Ok(Ok(_))) {
                 tracing::warn!(session = %id, "the server was not told; it forgets the keys at expiry");
             }

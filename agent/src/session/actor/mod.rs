@@ -11,6 +11,7 @@ use moai_fhe::{Context, Engine};
 use moai_transport::chunk;
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, JobNumber, ModelId, WorkerId};
+use moai_transport::keys::SessionSigningKey;
 use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest};
 use moai_transport::topic::Topic;
 use tokio::sync::mpsc;
@@ -25,7 +26,7 @@ use crate::onboard::Refusal;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
 use crate::spool::SpooledJob;
-use crate::uplink::{SendError, SessionEvent, context_id};
+use crate::uplink::{self, SendError, SessionEvent, context_id};
 use crate::vault::SessionRecord;
 
 const TICK: Duration = Duration::from_millis(500);
@@ -52,6 +53,9 @@ pub(super) struct Actor {
     context: ContextId,
     model: ModelId,
     engine: Box<dyn Engine>,
+    signing_key: Arc<SessionSigningKey>,
+    /// Number of the newest open.
+    opens: u64,
     registration: Registration,
     jobs: Jobs,
     /// A challenge is being answered.
@@ -84,6 +88,8 @@ impl Actor {
         Ok(Self {
             context: context_id(card),
             model,
+            signing_key: Arc::new(record.seed.signing_key()),
+            opens: u64::from(record.facts.run) << 32,
             services,
             record,
             engine,
@@ -170,11 +176,12 @@ impl Actor {
     fn generate_keys(&mut self) {
         let seed = self.record.seed.fhe_seed("tfhe");
         let (context, remaining) = (self.context, self.remaining());
+        let session_key = self.signing_key.public();
         self.work.spawn_blocking(move || {
             let generate = || {
                 let engine = moai_fhe::setup(&Context::tfhe(), &seed).map_err(|e| e.to_string())?;
                 let bytes = engine.evaluation_keys().map_err(|e| e.to_string())?;
-                let manifest = chunk::manifest(context, remaining, &bytes, 0);
+                let manifest = chunk::manifest(context, remaining, session_key, &bytes, 0);
                 Ok(GeneratedKeys { manifest: manifest.map_err(|e| e.to_string())?, bytes })
             };
             Done::Keys(generate())
@@ -210,8 +217,11 @@ impl Actor {
                     identity: self.services.uplink.identity().clone(),
                     session: self.record.id.clone(),
                 };
+                self.opens += 1;
                 match manifest.encode() {
-                    Ok(body) => self.spawn(topic, FrameKind::Open, 0, body, Done::Opened),
+                    Ok(body) => {
+                        self.spawn(topic, FrameKind::Open, self.opens, body, Done::Opened);
+                    }
                     Err(error) => {
                         tracing::error!(session = %self.record.id, %error, "open cannot be encoded");
                     }
@@ -249,17 +259,17 @@ impl Actor {
     }
 
     fn frame(&self, kind: FrameKind, number: u64, body: Vec<u8>) -> (Frame, Duration) {
-        let remaining = self.remaining();
+        let lifetime = self.remaining().min(kind.max_lifetime());
         let claims = Claims {
             identity: Some(self.services.uplink.identity().clone()),
             session: Some(self.record.id.clone()),
             number,
             model: Some(self.model.clone()),
             context: Some(self.context),
-            expires_at: (self.services.clock.unix() + remaining).as_secs(),
-            compute_micros: None,
+            expires_at: (self.services.clock.unix() + lifetime).as_secs(),
+            ..Claims::default()
         };
-        (Frame { kind, claims, body }, remaining)
+        (Frame { kind, claims, body }, lifetime)
     }
 
     fn spawn(
@@ -271,9 +281,9 @@ impl Actor {
         done: impl FnOnce(Result<usize, SendError>) -> Done + Send + 'static,
     ) {
         let (frame, expiry) = self.frame(kind, number, body);
-        let uplink = self.services.uplink.clone();
+        let (uplink, key) = (self.services.uplink.clone(), Arc::clone(&self.signing_key));
         self.work.spawn(async move {
-            done(uplink.send(&topic, &frame, expiry).await.map(|sent| sent.frame_len))
+            done(uplink.send(&topic, &frame, &key, expiry).await.map(|sent| sent.frame_len))
         });
     }
 
@@ -349,8 +359,19 @@ impl Actor {
             SessionEvent::Up => self.renew("the uplink came back").await,
             SessionEvent::Have(have) => self.have(&have).await,
             SessionEvent::Challenge(challenge) => self.challenge(challenge).await,
-            SessionEvent::Result { number, body, compute, frame_len } => {
+            SessionEvent::Result { model, context, number, body, compute, frame_len } => {
+                if model.as_ref() != Some(&self.model)
+                    || context.is_some_and(|it| it != self.context)
+                {
+                    let why = "a result of another model or context than the session's";
+                    return uplink::refused(&self.record.id, &why);
+                }
                 self.answer(number, &body, compute, frame_len);
+            }
+            SessionEvent::Stale(why) => {
+                if self.registration.registered_worker().is_none() {
+                    self.report(SessionReport::Opening(Some(why.to_string()))).await;
+                }
             }
             SessionEvent::Error { number, error } => self.error(number, error).await,
             SessionEvent::WorkerDown(worker) => {
@@ -367,6 +388,8 @@ impl Actor {
             (ErrorCode::UnknownSession | ErrorCode::ExpiredSession, _) => {
                 self.renew("the server does not hold the session").await;
             }
+            // An open that came twice, or late; the newest is under way or was answered.
+            (ErrorCode::Replayed, None) => {}
             (code, Some(number)) if code.is_transient() => {
                 self.jobs.retry(number, Instant::now(), BUSY_PAUSE);
             }
@@ -385,6 +408,7 @@ impl Actor {
                 let why = match code {
                     ErrorCode::UntrustedCertificate => "the server does not trust this robot",
                     ErrorCode::NotAttested => "the server does not believe this robot's state",
+                    ErrorCode::ExpiredFrame => "the clocks of robot and server differ",
                     _ => "the server is busy",
                 };
                 let why = format!("{why}: {}", error.message);

@@ -1,9 +1,10 @@
-//! Robots that sign.
+//! Robots, sessions and servers that sign.
 
 use std::error::Error;
 use std::sync::LazyLock;
 
 use moai_transport::frame::FrameSigner;
+use moai_transport::keys::{ServerKeys, ServerSigningKey, SessionSigningKey};
 use moai_transport::trust::TrustedRobots;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use p256::ecdsa::{Signature, SigningKey};
@@ -14,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use super::certificates::Authority;
 
 /// When all of it happens, in seconds since 1970.
-pub(crate) const NOW: u64 = 1_790_000_000;
+pub(crate) const NOW: u64 = 1_799_999_940;
 
 /// The authority of all robots.
 pub(crate) static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
@@ -22,6 +23,18 @@ pub(crate) static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new)
 /// The robot of the example values.
 pub(crate) static ROBOT: LazyLock<Signer> =
     LazyLock::new(|| Signer::new(&AUTHORITY, "acme.robot-1", |_| {}));
+
+/// What signs for the session of the example values.
+pub(crate) static SESSION: LazyLock<SessionSigningKey> =
+    LazyLock::new(|| SessionSigningKey::from_seed(&[0x5e; 32]));
+
+/// What signs for the servers.
+pub(crate) static SERVER: LazyLock<ServerSigningKey> =
+    LazyLock::new(|| ServerSigningKey::from_seed(&[0x5a; 32]));
+
+pub(crate) fn servers() -> ServerKeys {
+    SERVER.public().into()
+}
 
 pub(crate) fn trusted() -> TrustedRobots {
     TrustedRobots::from_pem(AUTHORITY.pem().as_bytes()).unwrap()

@@ -1,9 +1,11 @@
 //! Example values.
 
-use moai_transport::frame::{Claims, Frame, FrameError, FrameKind, Received};
+use moai_transport::frame::{
+    Claims, Frame, FrameError, FrameKind, Received, Signatory, VerifiedFrame,
+};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
 
-use super::signer::{NOW, ROBOT, trusted};
+use super::signer::{NOW, ROBOT, SERVER, SESSION, servers, trusted};
 
 pub(crate) fn identity() -> Identity {
     "acme.robot-1".parse().unwrap()
@@ -27,11 +29,20 @@ pub(crate) fn claims(kind: FrameKind) -> Claims {
     Claims {
         identity: concerns_robot.then(identity),
         session: concerns_robot.then(session),
-        number: u64::from(matches!(kind, FrameKind::Job | FrameKind::Result)),
-        model: (kind == FrameKind::Job).then(|| "grasp".parse().unwrap()),
+        number: u64::from(!matches!(
+            kind,
+            FrameKind::Chunk
+                | FrameKind::Delete
+                | FrameKind::Attest
+                | FrameKind::Have
+                | FrameKind::Challenge
+                | FrameKind::Error
+        )),
+        model: matches!(kind, FrameKind::Job | FrameKind::Result).then(|| "grasp".parse().unwrap()),
         context: (kind == FrameKind::Open).then(context),
         expires_at: 1_800_000_000,
         compute_micros: None,
+        tenant: (!concerns_robot).then(|| identity().tenant),
     }
 }
 
@@ -39,18 +50,28 @@ pub(crate) fn frame(kind: FrameKind, body: impl Into<Vec<u8>>) -> Frame {
     Frame { kind, claims: claims(kind), body: body.into() }
 }
 
-/// The frame's bytes, signed by the robot if its kind is signed.
+/// The frame's bytes, signed by whoever signs its kind.
 pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
-    if frame.kind.is_signed() { frame.encode_signed(&*ROBOT) } else { frame.encode() }
+    match frame.kind.signatory() {
+        None => frame.encode(),
+        Some(Signatory::Robot) => frame.encode_as_robot(&*ROBOT),
+        Some(Signatory::Session) => frame.encode_as_session(&SESSION),
+        Some(Signatory::Server) => frame.encode_as_server(&SERVER),
+    }
 }
 
-/// The frame in these bytes, verified if its kind is signed.
+/// The frame in these bytes, verified as whoever gets it does.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
     match Received::decode(bytes).map_err(|error| error.to_string())? {
-        Received::Plain(frame) => Ok(frame),
-        Received::Signed(signed) => {
-            let verified = signed.verify(&trusted(), NOW).map_err(|error| error.to_string())?;
-            Ok(verified.into_frame())
+        Received::Chunk(frame) => Ok(frame),
+        Received::Signed(signed) => match signed.kind().signatory() {
+            None => panic!("a {:?} frame is signed", signed.kind()),
+            Some(Signatory::Robot) => {
+                signed.verify_robot(&trusted(), NOW).map(VerifiedFrame::into_frame)
+            }
+            Some(Signatory::Session) => signed.verify_session(&SESSION.public(), NOW),
+            Some(Signatory::Server) => signed.verify_server(&servers(), NOW),
         }
+        .map_err(|error| error.to_string()),
     }
 }

@@ -1,0 +1,218 @@
+//! The Ed25519 keys (RFC 8032) that sign frames beside the robots' identity keys.
+//!
+//! Invariants:
+//! - a private half has no `Debug`, `Clone` or `Serialize`, lives in one heap allocation and is
+//!   wiped on drop; only [`ServerSigningKey::to_pem`] gives one out, for its file;
+//! - a session's key and a server's are different types: neither signs or verifies the other's
+//!   frames;
+//! - a public key is a point of large order, so that no signature is good for many messages.
+
+use std::fmt;
+
+use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+/// Length of a signature in bytes.
+pub(crate) const SIGNATURE_LEN: usize = 64;
+/// Most keys of servers a robot trusts at a time: the one in use, the next, and some to spare.
+pub const MAX_SERVER_KEYS: usize = 4;
+/// Longest file of a key, in bytes.
+pub const MAX_KEY_FILE_LEN: usize = 16 * 1024;
+
+/// Why bytes are no key. Make another, or take the file that was meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The bytes are no point of the curve, or one of small order.
+    #[error("not an Ed25519 public key")]
+    NotAPublicKey,
+    /// No PKCS #8 document with an Ed25519 key.
+    #[error(
+        "not an Ed25519 private key in PEM (PKCS #8, \"BEGIN PRIVATE KEY\"); `moai-server key \
+         generate` makes one"
+    )]
+    NotAPrivateKey,
+    /// No block, or too many.
+    #[error(
+        "1 to {MAX_SERVER_KEYS} Ed25519 public keys in PEM (\"BEGIN PUBLIC KEY\") are expected, not \
+         {0}; `moai-server key public` prints a server's"
+    )]
+    Count(usize),
+    /// A block that is no key.
+    #[error("public key {0} of the file is not Ed25519 in PEM")]
+    Block(usize),
+}
+
+/// A public key; two keys are the same if their 32 bytes are.
+fn public_key(bytes: &[u8; 32]) -> Result<VerifyingKey, KeyError> {
+    VerifyingKey::from_bytes(bytes).ok().filter(|key| !key.is_weak()).ok_or(KeyError::NotAPublicKey)
+}
+
+fn verifies(key: &VerifyingKey, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
+    key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+}
+
+/// The public half of a session's signing key, as its manifest names it. Text is lower-case
+/// hexadecimal; binary formats take the 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SessionPublicKey(VerifyingKey);
+
+impl SessionPublicKey {
+    /// The key of these bytes.
+    ///
+    /// # Errors
+    /// They are none.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
+        public_key(bytes).map(Self)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
+        verifies(&self.0, message, signature)
+    }
+}
+
+impl fmt::Debug for SessionPublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionPublicKey({})", hex::encode(self.as_bytes()))
+    }
+}
+
+impl Serialize for SessionPublicKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.as_bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionPublicKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = crate::cbor::bytes::deserialize(deserializer)?;
+        let bytes = bytes.try_into().map_err(|_| KeyError::NotAPublicKey);
+        bytes.and_then(|bytes| Self::from_bytes(&bytes)).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What signs the frames of one session.
+pub struct SessionSigningKey(Box<SigningKey>);
+
+impl SessionSigningKey {
+    /// The key of this seed (RFC 8032 section 5.1.5). The caller wipes the seed.
+    #[must_use]
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(Box::new(SigningKey::from_bytes(seed)))
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public(&self) -> SessionPublicKey {
+        SessionPublicKey(self.0.verifying_key())
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
+        self.0.sign(message).to_bytes()
+    }
+}
+
+/// What signs the frames of the servers of one group: all its workers have the same.
+pub struct ServerSigningKey(Box<SigningKey>);
+
+impl ServerSigningKey {
+    /// The key of this seed (RFC 8032 section 5.1.5). The caller wipes the seed.
+    #[must_use]
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(Box::new(SigningKey::from_bytes(seed)))
+    }
+
+    /// The key in a PEM file (PKCS #8, RFC 8410).
+    ///
+    /// # Errors
+    /// The file holds none.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        let key = SigningKey::from_pkcs8_pem(pem).map_err(|_| KeyError::NotAPrivateKey)?;
+        Ok(Self(Box::new(key)))
+    }
+
+    /// The file's text. It is secret.
+    ///
+    /// # Panics
+    /// Never: a key always has this form.
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        self.0.to_pkcs8_pem(LineEnding::LF).expect("an Ed25519 key has a PKCS #8 form")
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public(&self) -> ServerPublicKey {
+        ServerPublicKey(self.0.verifying_key())
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
+        self.0.sign(message).to_bytes()
+    }
+}
+
+/// The public half of a server's signing key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ServerPublicKey(VerifyingKey);
+
+impl ServerPublicKey {
+    /// The text of a PEM file (SubjectPublicKeyInfo, RFC 8410).
+    ///
+    /// # Panics
+    /// Never: a key always has this form.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        self.0.to_public_key_pem(LineEnding::LF).expect("an Ed25519 key has a public form")
+    }
+}
+
+impl fmt::Debug for ServerPublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServerPublicKey({})", hex::encode(self.0.as_bytes()))
+    }
+}
+
+/// The servers a robot believes: 1 to [`MAX_SERVER_KEYS`] keys, so that one can follow another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerKeys(Vec<ServerPublicKey>);
+
+impl ServerKeys {
+    /// The keys in a PEM file. Blocks of other kinds are passed over.
+    ///
+    /// # Errors
+    /// There are none or too many, or one is no Ed25519 key.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
+        let mut keys = Vec::new();
+        for (index, block) in SubjectPublicKeyInfoDer::pem_slice_iter(pem).enumerate() {
+            let wrong = KeyError::Block(index + 1);
+            let block = block.map_err(|_| wrong.clone())?;
+            let key = VerifyingKey::from_public_key_der(&block).map_err(|_| wrong.clone())?;
+            keys.push(ServerPublicKey(public_key(key.as_bytes()).map_err(|_| wrong)?));
+        }
+        if (1..=MAX_SERVER_KEYS).contains(&keys.len()) {
+            Ok(Self(keys))
+        } else {
+            Err(KeyError::Count(keys.len()))
+        }
+    }
+
+    pub(crate) fn verify(&self, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
+        self.0.iter().any(|ServerPublicKey(key)| verifies(key, message, signature))
+    }
+}
+
+impl From<ServerPublicKey> for ServerKeys {
+    fn from(key: ServerPublicKey) -> Self {
+        Self(vec![key])
+    }
+}
