@@ -306,16 +306,12 @@ impl Router {
             return;
         }
         let foreign = topic.identity().is_some_and(|identity| *identity != self.identity);
-        let sender = match topic.session() {
-            Some(session) => match self.sessions.get(session).filter(|_| !foreign) {
-                Some(sender) => Some(sender),
-                None => {
-                    tracing::debug!(topic = %message.topic, "frame of no session of ours dropped");
-                    return;
-                }
-            },
-            None => None,
-        };
+        let sender = topic.session().map(|session| self.sessions.get(session));
+        if foreign || matches!(sender, Some(None)) {
+            tracing::debug!(topic = %message.topic, "frame of no session of ours dropped");
+            return;
+        }
+        let sender = sender.flatten();
         let frame = match self.believed(&topic, &message.payload) {
             Ok(frame) => frame,
             Err(why) => {

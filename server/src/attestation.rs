@@ -43,7 +43,7 @@ pub(crate) struct Opening {
 #[derive(Debug)]
 pub(crate) enum Admission {
     /// The robot is attested: go on with it.
-    Attested(Opening),
+    Attested(Box<Opening>),
     /// It has to answer this first.
     Challenged([u8; CHALLENGE_LEN]),
 }
@@ -89,7 +89,7 @@ impl Attestation {
     ) -> Result<Admission, Refused> {
         let same_key = |identity_key| opening.signer.public_key == identity_key;
         if self.attested.get(key).is_some_and(|a| a.until > now && same_key(a.identity_key)) {
-            return Ok(Admission::Attested(opening));
+            return Ok(Admission::Attested(Box::new(opening)));
         }
         if let Some(waiting) = self.waiting.get_mut(key)
             && waiting.until > now

@@ -10,11 +10,10 @@ use moai_server::attestation::{Attestation, Enrolments};
 use moai_server::config::{self, Config, LogConfig};
 use moai_server::evaluator::Evaluator;
 use moai_server::models::Models;
-use moai_server::service::Service;
+use moai_server::service::{Service, Trust};
 use moai_server::signing_key;
 use moai_settings::SettingsError;
 use moai_transport::ids::WorkerId;
-use moai_transport::keys::ServerSigningKey;
 use moai_transport::link::{self, Endpoint, LinkConfig, Outgoing, Qos};
 use moai_transport::message::WorkerState;
 use moai_transport::topic::{Topic, worker_filters};
@@ -108,13 +107,13 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     start_log(&config.log)?;
-    let attestation = attestation(&config, &cli.command)?;
+    let trust = Trust { signing_key, robots, attestation: attestation(&config, &cli.command)? };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(run(config, models, signing_key, tls, robots, attestation));
+    let result = runtime.block_on(run(config, models, tls, trust));
     // An evaluation under way is not waited for: the robot sends the job again.
     runtime.shutdown_background();
     result
@@ -123,10 +122,8 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
 async fn run(
     config: Config,
     models: Models,
-    signing_key: ServerSigningKey,
     tls: Arc<rustls::ClientConfig>,
-    robots: TrustedRobots,
-    attestation: Option<Attestation>,
+    trust: Trust,
 ) -> anyhow::Result<()> {
     let worker = new_worker_id()?;
     let stop = CancellationToken::new();
@@ -150,16 +147,7 @@ async fn run(
     let evaluator = Evaluator::start(config.threads, config.max_waiting_jobs, outcome_sender)?;
     let names: Vec<String> = models.ids().map(ToString::to_string).collect();
     tracing::info!(%worker, models = ?names, threads = config.threads, "serving");
-    let service = Service::new(
-        worker,
-        config,
-        models,
-        signing_key,
-        robots,
-        attestation,
-        evaluator,
-        link.clone(),
-    );
+    let service = Service::new(worker, config, models, trust, evaluator, link.clone());
     let service = tokio::spawn(service.run(events, outcomes, stop.clone()));
 
     let mut terminate = signal(SignalKind::terminate())?;

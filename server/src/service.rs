@@ -50,6 +50,16 @@ struct Prepared {
     keys: Option<Result<EvaluationKeys, String>>,
 }
 
+/// Who speaks here, and who is believed.
+pub struct Trust {
+    /// What signs every answer.
+    pub signing_key: ServerSigningKey,
+    /// Who is a robot.
+    pub robots: TrustedRobots,
+    /// Who is attested; none where every robot with a certificate is served.
+    pub attestation: Option<Attestation>,
+}
+
 /// The server's one owner of sessions.
 pub struct Service {
     worker: WorkerId,
@@ -76,12 +86,11 @@ impl Service {
         worker: WorkerId,
         config: Config,
         models: Models,
-        signing_key: ServerSigningKey,
-        robots: TrustedRobots,
-        attestation: Option<Attestation>,
+        trust: Trust,
         evaluator: Evaluator,
         link: Link,
     ) -> Self {
+        let Trust { signing_key, robots, attestation } = trust;
         let sessions = Sessions::new(config.max_sessions);
         let context = ContextId(Digest(Context::tfhe().digest()));
         Self {

@@ -59,7 +59,7 @@ fn verifies(key: &VerifyingKey, message: &[u8], signature: &[u8; SIGNATURE_LEN])
 /// The public half of a session's signing key, as its manifest names it. Text is lower-case
 /// hexadecimal; binary formats take the 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct SessionPublicKey(VerifyingKey);
+pub struct SessionPublicKey([u8; 32]);
 
 impl SessionPublicKey {
     /// The key of these bytes.
@@ -67,17 +67,17 @@ impl SessionPublicKey {
     /// # Errors
     /// They are none.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
-        public_key(bytes).map(Self)
+        public_key(bytes).map(|key| Self(key.to_bytes()))
     }
 
     /// The bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
-        self.0.as_bytes()
+        &self.0
     }
 
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
-        verifies(&self.0, message, signature)
+        public_key(&self.0).is_ok_and(|key| verifies(&key, message, signature))
     }
 }
 
@@ -114,7 +114,7 @@ impl SessionSigningKey {
     /// Its public half.
     #[must_use]
     pub fn public(&self) -> SessionPublicKey {
-        SessionPublicKey(self.0.verifying_key())
+        SessionPublicKey(self.0.verifying_key().to_bytes())
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
@@ -166,7 +166,7 @@ impl ServerSigningKey {
 pub struct ServerPublicKey(VerifyingKey);
 
 impl ServerPublicKey {
-    /// The text of a PEM file (SubjectPublicKeyInfo, RFC 8410).
+    /// The text of a PEM file (`SubjectPublicKeyInfo`, RFC 8410).
     ///
     /// # Panics
     /// Never: a key always has this form.

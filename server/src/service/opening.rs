@@ -51,7 +51,7 @@ impl Service {
         let opening = Opening { manifest, signer: verified.signer().clone() };
         let Some(attestation) = &mut self.attestation else { return self.begin(key, opening) };
         match attestation.admit(key, opening, Instant::now())? {
-            Admission::Attested(opening) => self.begin(key, opening),
+            Admission::Attested(opening) => self.begin(key, *opening),
             Admission::Challenged(challenge) => {
                 self.say_challenge(key, nonce, challenge);
                 Ok(())

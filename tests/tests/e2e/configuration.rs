@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use moai_tests::World;
 use moai_tests::process::{Finished, Launch, STEP, binary};
+use moai_tests::settings::quoted;
 
 use crate::stage::start;
 
@@ -99,6 +100,58 @@ async fn a_check_of_a_good_configuration_says_so_and_what_is_left_to_do() -> Res
     let after = agent.command(&["config", "check"]).await?.success()?;
     assert!(!after.contains("provision"), "{}", after.tail());
     stage.compute.command(&["config", "check"]).await?.success()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_key_that_is_missing_or_none_is_named_with_line_and_remedy() -> Result<()> {
+    let mut stage = start(World::builder().agent_stopped()).await?;
+    let key = stage.directory().join("keys.pem");
+    stage.robot.agent.configure(&format!("[uplink]\nserver_key = {}", quoted(&key)))?;
+    let config = std::fs::read_to_string(stage.robot.agent.config_file())?;
+    let line = 1 + config.lines().position(|line| line.contains("server_key")).context("a line")?;
+    let place = format!("agent.toml:{line}: `uplink.server_key` is not usable");
+    let public = std::fs::read_to_string(stage.pki.server_key())?;
+    let private = std::fs::read_to_string(stage.pki.signing_key())?;
+    for (text, why) in [
+        (None, "No such file"),
+        (Some(private), "not 0; `moai-server key public`"),
+        (Some(public.repeat(5)), "not 5;"),
+        (Some(public.replace("MCow", "MCox")), "public key 1 of the file is not Ed25519"),
+    ] {
+        if let Some(text) = text {
+            std::fs::write(&key, text)?;
+        }
+        for command in [["config", "check"].as_slice(), &["run"]] {
+            let refused = stage.robot.agent.command(command).await?;
+            assert_eq!(refused.status.code(), Some(EX_CONFIG), "{}", refused.log.tail());
+            for words in [place.as_str(), why, "place there what `moai-server key public` prints"] {
+                assert!(refused.log.contains(words), "{words} is not in {}", refused.log.text());
+            }
+        }
+    }
+    // While one key follows another, robots believe both.
+    std::fs::write(&key, public.repeat(2))?;
+    stage.robot.agent.command(&["config", "check"]).await?.success()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_key_is_made_shown_and_checked() -> Result<()> {
+    let mut stage = start(World::builder().unprovisioned()).await?;
+    let key = stage.directory().join("new.key");
+    let path = key.display().to_string();
+    let made = stage.compute.command(&["key", "generate", "--out", &path]).await?.success()?;
+    assert!(made.contains("BEGIN PUBLIC KEY") && !made.contains("PRIVATE"), "{}", made.text());
+    let shown = stage.compute.command(&["key", "public", &path]).await?.success()?;
+    assert_eq!(shown.text(), made.text());
+    let again = stage.compute.command(&["key", "generate", "--out", &path]).await?;
+    assert!(!again.status.success() && again.log.contains("File exists"), "{}", again.log.text());
+
+    let missing = stage.directory().join("missing.key");
+    stage.compute.configure(&format!("signing_key = {}", quoted(&missing)))?;
+    let refused = stage.compute.command(&["config", "check"]).await?;
+    assert!(!refused.status.success() && refused.log.contains("missing.key"));
     Ok(())
 }
 

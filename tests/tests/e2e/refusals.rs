@@ -169,8 +169,8 @@ async fn the_server_opens_no_session_that_its_robot_has_not_signed() -> Result<(
     for (what, seconds) in [("the past", -400_i64), ("the future", 700)] {
         let mut open = open.clone();
         open.claims.expires_at = unix_now()?.saturating_add_signed(seconds);
-        let stale = robot.refused(&topic, open.encode_as_robot(&robot.signer)?).await?;
-        assert_eq!(stale, (ErrorCode::ExpiredFrame, 0), "{what}");
+        let refused = robot.refused(&topic, open.encode_as_robot(&robot.signer)?).await?;
+        assert_eq!(refused, (ErrorCode::ExpiredFrame, 0), "{what}");
     }
 
     let server = stage.compute.process()?.log().clone();

@@ -1,15 +1,14 @@
 //! docs/protocol.md says what the code does.
 
-use moai_transport::frame::{Claims, Frame, FrameKind, MAX_FRAME_LEN, Received, VERSION};
-use moai_transport::ids::{ContextId, Digest};
+use moai_transport::frame::{CLOCK_ALLOWANCE, FrameKind, MAX_FRAME_LEN, Signatory, VERSION};
 use moai_transport::message::{
-    ErrorCode, MAX_CHUNK_LEN, MAX_CHUNKS, MAX_ERROR_MESSAGE_LEN, MAX_STATUS_LEN,
+    ErrorCode, MAX_CHUNK_LEN, MAX_CHUNKS, MAX_ERROR_MESSAGE_LEN, MAX_JOBS, MAX_STATUS_LEN,
 };
 use moai_transport::topic::Topic;
-use moai_transport::trust::TrustedRobots;
 
+use crate::golden;
 use crate::support::broker::ACL;
-use crate::support::values::{decode, encode, frame, identity, session};
+use crate::support::values::session;
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 
@@ -42,29 +41,37 @@ fn rows(is_first: impl Fn(&str) -> bool) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn the_example_is_what_the_code_writes() {
-    let claims = Claims {
-        identity: Some(identity()),
-        session: Some(session()),
-        number: 1,
-        model: Some("grasp".parse().unwrap()),
-        context: Some(ContextId(Digest::of(b"context"))),
-        expires_at: 1_800_000_000,
-        ..Claims::default()
-    };
-    let job = Frame { claims, ..frame(FrameKind::Job, b"ciphertext".as_slice()) };
-    let bytes = encode(&job).unwrap();
-    assert_eq!(hex::encode(bytes_of(block("hex"))), hex::encode(&bytes));
-    assert_eq!(decode(&bytes).unwrap(), job);
+fn its_examples_are_the_golden_frames() {
+    let examples: Vec<_> = blocks("hex").map(|block| hex::encode(bytes_of(block))).collect();
+    let golden = [FrameKind::Job, FrameKind::Open].map(|kind| hex::encode(golden::file(kind)));
+    assert_eq!(examples, golden);
+    assert_eq!(block("pem").as_bytes(), golden::AUTHORITY);
 }
 
 #[test]
-fn the_signed_example_is_what_the_code_believes() {
-    let robots = TrustedRobots::from_pem(block("pem").as_bytes()).unwrap();
-    let bytes = bytes_of(blocks("hex").nth(1).unwrap());
-    let Received::Signed(signed) = Received::decode(&bytes).unwrap() else { panic!("not signed") };
-    let verified = signed.verify_robot(&robots, 1_799_999_999).unwrap();
-    assert_eq!(verified.frame(), &frame(FrameKind::Open, b"manifest".as_slice()));
+fn its_table_of_signatures_is_the_codes() {
+    for (first, signatory) in [
+        ("Open", Some(Signatory::Robot)),
+        ("Job, Delete, Attest", Some(Signatory::Session)),
+        ("Have, Challenge, Result, Error, Models", Some(Signatory::Server)),
+        ("Chunk", None),
+    ] {
+        let row = rows(|cell| cell == first).concat();
+        assert_eq!(row.len(), 3, "{first}");
+        let kinds = FrameKind::ALL.into_iter().filter(|kind| kind.signatory() == signatory);
+        let mut kinds: Vec<_> = kinds.map(|kind| format!("{kind:?}")).collect();
+        let mut named: Vec<_> = first.split(", ").map(str::to_owned).collect();
+        kinds.sort();
+        named.sort();
+        assert_eq!(kinds, named);
+    }
+    for words in ["more than 300 s ago", "is 5 minutes\nfor an Open and 24 hours", "above 10000"] {
+        assert!(DOCUMENT.contains(words), "{words}");
+    }
+    assert_eq!(CLOCK_ALLOWANCE.as_secs(), 300);
+    assert_eq!(FrameKind::Open.max_lifetime().as_secs(), 5 * 60);
+    assert_eq!(FrameKind::Models.max_lifetime().as_secs(), 24 * 60 * 60);
+    assert_eq!(MAX_JOBS, 10_000);
 }
 
 #[test]
@@ -106,7 +113,7 @@ fn the_table_of_error_codes_is_the_codes() {
     assert_eq!(table.len(), 15);
     assert_eq!(
         transient,
-        ["`untrusted_certificate`", "`not_attested`", "`expired_frame`", "`busy`", "`internal`"]
+        ["`expired_frame`", "`untrusted_certificate`", "`not_attested`", "`busy`", "`internal`"]
     );
     for row in table {
         let code: ErrorCode = serde_json::from_str(&row[0].replace('`', "\"")).unwrap();

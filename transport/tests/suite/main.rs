@@ -8,6 +8,7 @@ mod document;
 #[cfg(test)]
 mod frames;
 #[cfg(test)]
+mod golden;
 mod hostile;
 #[cfg(test)]
 mod links;
