@@ -9,6 +9,7 @@ mod document;
 mod frames;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod links;
