@@ -20,6 +20,8 @@ mod names;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod sessions_and_servers;
+#[cfg(test)]
 mod signatures;
 #[cfg(test)]
 mod support;
