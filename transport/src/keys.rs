@@ -49,7 +49,17 @@ pub enum KeyError {
 
 /// A public key; two keys are the same if their 32 bytes are.
 fn public_key(bytes: &[u8; 32]) -> Result<VerifyingKey, KeyError> {
-    VerifyingKey::from_bytes(bytes).ok().filter(|key| !key.is_weak()).ok_or(KeyError::NotAPublicKey)
+    VerifyingKey::from_bytes(bytes)
+        .ok()
+        .filter(|key| is_reduced(bytes) && !key.is_weak())
+        .ok_or(KeyError::NotAPublicKey)
+}
+
+/// Whether the point's y is below the field's prime 2²⁵⁵ − 19, as RFC 8032 section 5.1.3 demands and
+/// the library does not.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    let [first, middle @ .., last] = bytes;
+    last & 0x7f != 0x7f || middle.iter().any(|byte| *byte != 0xff) || *first < 0xed
 }
 
 fn verifies(key: &VerifyingKey, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
