@@ -6,6 +6,7 @@
 //! - every failure ends in one message that names cause and remedy, and in a documented exit code.
 
 mod arguments;
+mod audit;
 mod custody;
 pub(crate) mod exit;
 mod identity;
@@ -19,7 +20,7 @@ use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use self::arguments::{Cli, Command, ConfigCommand, Escrow, Policy, Rotate};
+use self::arguments::{Audit, Cli, Command, ConfigCommand, Escrow, Policy, Rotate};
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
@@ -77,6 +78,8 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
         }
         Command::Identity(command) => identity::run(&*config()?, command),
         Command::Escrow(Escrow::Keygen { out }) => custody::make_escrow_keys(out),
+        Command::Audit(Audit::Verify) => audit::verify(&config()?),
+        Command::Audit(Audit::Show { json }) => audit::show(&*config()?, *json),
         Command::Config(ConfigCommand::Check) => check(&cli.config, &*config()?),
     }
 }

@@ -5,6 +5,8 @@
 //!   wall clock that jumps changes no lifetime;
 //! - an instant of the boot clock means nothing without the boot it belongs to.
 
+pub mod watch;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +29,12 @@ impl BootId {
     #[cfg(test)]
     pub(crate) fn of(text: &str) -> Self {
         Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Display for BootId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -16,6 +16,7 @@ use moai_transport::keys::{MAX_KEY_FILE_LEN, ServerKeys};
 
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
 
+use crate::audit::AuditLimits;
 use crate::custody::files::read_capped;
 use crate::ttl::{Lifetimes, MAX_LIFETIME};
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub uplink: UplinkConfig,
     /// `[sessions]`: how long sessions of each class live.
     pub lifetimes: Lifetimes,
+    /// `[audit]`: how much of the audit log is kept.
+    pub audit: AuditLimits,
     /// What is logged and how.
     pub log: LogConfig,
 }
@@ -199,6 +202,12 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         let long = lifetime(sessions, "long_ttl_seconds", default.long);
         Some(Lifetimes { general: general?, sensitive: sensitive?, long: long? })
     });
+    let audit = root.section("audit", |audit| {
+        let default = AuditLimits::default();
+        let file_bytes = audit.integer("file_bytes", 16_384..=1 << 30, Some(default.file_bytes));
+        let files = audit.integer("files", 2..=1000, Some(default.files as u64));
+        Some(AuditLimits { file_bytes: file_bytes?, files: usize::try_from(files?).ok()? })
+    });
     let log = root.section("log", |log| {
         let level = log.optional("level", LogFilter("info".to_owned()));
         let format = log.optional("format", LogFormat::Text);
@@ -214,6 +223,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         onboard: onboard?,
         uplink: uplink?,
         lifetimes: lifetimes?,
+        audit: audit?,
         log: log?,
     })
 }

@@ -1,7 +1,8 @@
 //! The control socket: a Unix socket where people and programs of this robot ask the agent.
 //!
 //! A connection carries one request and one reply, each a line of JSON: `{"request": "status"}` or
-//! `{"request": "rotate-root"}`; `{"status": …}`, `{"rotated": …}` or `{"refused": …}`.
+//! `{"request": "rotate-root"}`; `{"status": …}`, `{"rotated": …}` or `{"refused": …}`; `Request` has
+//! all of them.
 //!
 //! Invariants:
 //! - only the agent's user and group may connect (mode 0660);
@@ -20,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditReport;
 use crate::custody::Rotated;
 use crate::status::AgentStatus;
 
@@ -27,6 +29,8 @@ use crate::status::AgentStatus;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client waits for a rotation: TPMs take seconds to make a key.
 const ROTATION_PATIENCE: Duration = Duration::from_mins(2);
+/// How long a client waits for the audit log to be read and checked.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
 /// After a failed accept, which means that the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const MAX_CONNECTIONS: usize = 16;
@@ -41,6 +45,8 @@ pub enum Request {
     Status,
     /// Begin the next epoch.
     RotateRoot,
+    /// Check the audit log.
+    AuditVerify,
 }
 
 /// What is answered.
@@ -51,6 +57,8 @@ pub enum Reply {
     Status(Box<AgentStatus>),
     /// To [`Request::RotateRoot`].
     Rotated(Rotated),
+    /// To [`Request::AuditVerify`].
+    Audited(AuditReport),
     /// It was not done.
     Refused(Refused),
 }
@@ -71,6 +79,9 @@ pub trait Desk: Send + Sync + 'static {
 
     /// Begins the next epoch.
     fn rotate_root(&self) -> impl Future<Output = Result<Rotated, Refused>> + Send;
+
+    /// Checks the audit log.
+    fn audit_verify(&self) -> impl Future<Output = Result<AuditReport, Refused>> + Send;
 }
 
 /// Why the control socket cannot be used.
@@ -173,6 +184,10 @@ async fn answer(desk: &impl Desk, mut stream: UnixStream) {
             Ok(rotated) => Reply::Rotated(rotated),
             Err(refused) => Reply::Refused(refused),
         },
+        Ok(Ok(Request::AuditVerify)) => match desk.audit_verify().await {
+            Ok(report) => Reply::Audited(report),
+            Err(refused) => Reply::Refused(refused),
+        },
         Ok(Err(problem)) => malformed(&format!("not a request: {problem}")),
         Err(_) => malformed(&format!("no request within {} s", PATIENCE.as_secs())),
     };
@@ -217,6 +232,17 @@ pub async fn rotate_root(path: &Path) -> Result<Rotated, ControlError> {
     }
 }
 
+/// Has the running agent check its audit log.
+///
+/// # Errors
+/// No agent answers, or it cannot.
+pub async fn audit_verify(path: &Path) -> Result<AuditReport, ControlError> {
+    match ask(path, Request::AuditVerify, AUDIT_PATIENCE).await? {
+        Reply::Audited(report) => Ok(report),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn unexpected(reply: &Reply) -> ControlError {
     ControlError::Answer(format!("{reply:?}"))
 }
@@ -257,6 +283,10 @@ mod tests {
         async fn rotate_root(&self) -> Result<Rotated, Refused> {
             Err(Refused { message: "not now".to_owned(), exit_code: 75 })
         }
+
+        async fn audit_verify(&self) -> Result<AuditReport, Refused> {
+            Ok(AuditReport { entries: 7, ..AuditReport::default() })
+        }
     }
 
     struct Server {
@@ -279,6 +309,7 @@ mod tests {
     async fn a_request_is_answered_or_refused_by_name() {
         let server = serve().await;
         assert_eq!(status(&server.path).await.unwrap().status, "starting");
+        assert_eq!(audit_verify(&server.path).await.unwrap().entries, 7);
         let refused = rotate_root(&server.path).await.unwrap_err();
         assert!(matches!(refused, ControlError::Refused(Refused { exit_code: 75, .. })));
         server.stop.cancel();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use moai_tpm::Epoch;
 use moai_transport::link::{self, Endpoint, Link, LinkConfig, LinkEvent, Outgoing, Qos};
 use moai_transport::message::RobotState;
 use moai_transport::topic::{Topic, robot_filters};
@@ -22,8 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{Audit, AuditEvent};
 use crate::cli::exit;
-use crate::clock::{BootId, SystemClock};
+use crate::clock::{BootId, SystemClock, watch as clock_watch};
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, CustodyError, RotationStep};
@@ -40,6 +42,7 @@ use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
 use crate::uplink::{LinkState, Uplink};
+use crate::vault::Vault;
 
 /// An oversized onboard message is received, so that it can be refused by name; what is larger
 /// than this never leaves the broker.
@@ -98,6 +101,8 @@ async fn work(
 
     let links = CancellationToken::new();
     let clock = Arc::new(SystemClock);
+    let boot = BootId::current().context("cannot read the boot id")?;
+    let audit = begin_audit(config, &vault, epoch, clock.clone(), &boot, &stop)?;
     let (tpm, tpm_config) = (custody.custodian().tpm(), config.tpm.clone());
     let tpm = move || tpm.map_or_else(|| custody::connect(&tpm_config), Ok);
     let (credentials, renewal, certificate) = identity::open(config, tpm, clock.clone()).await?;
@@ -109,6 +114,7 @@ async fn work(
         credentials,
         servers,
         clock.clone(),
+        audit.clone(),
         uplink_link.clone(),
         uplink_events,
     );
@@ -119,7 +125,7 @@ async fn work(
 
     let services = Arc::new(Services {
         clock,
-        boot: BootId::current().context("cannot read the boot id")?,
+        boot,
         vault: Arc::clone(&vault),
         spool,
         uplink: uplink.clone(),
@@ -127,6 +133,7 @@ async fn work(
         custodian: Arc::clone(custody.custodian()),
         attester,
         lifetimes: config.lifetimes,
+        audit: audit.clone(),
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
@@ -134,7 +141,8 @@ async fn work(
     tasks.resume().await?;
     let tasks = tokio::spawn(tasks.run(onboard_events));
 
-    let rotator = Rotator { custody, vault, every: config.custody.rotate_every, observe };
+    let every = config.custody.rotate_every;
+    let rotator = Rotator { custody, vault, every, audit: audit.clone(), observe };
     let rotations = rotator.start(epoch, stop.clone());
     let renewal = tokio::spawn(renewal.run(stop.clone()));
     let vitals = Vitals {
@@ -142,6 +150,7 @@ async fn work(
         onboard: onboard.link_state(),
         certificate,
         epoch: rotations.state(),
+        audit: audit.trouble(),
     };
     desk.open(Running { services, vitals: vitals.clone(), custodian, rotations });
     let state_directory = config.state_directory.clone();
@@ -174,9 +183,28 @@ async fn work(
         onboard_link.closed().await;
         let _ = router.await;
     };
-    let _ = tokio::time::timeout(LINK_CLOSE_PATIENCE, closed).await;
+    let stopped = audit.record_durably(AuditEvent::AgentStopped);
+    let _ =
+        tokio::time::timeout(LINK_CLOSE_PATIENCE, async { tokio::join!(closed, stopped) }).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts the audit log and whatever only feeds it.
+fn begin_audit(
+    config: &Config,
+    vault: &Arc<Vault>,
+    epoch: Epoch,
+    clock: Arc<SystemClock>,
+    boot: &BootId,
+    stop: &CancellationToken,
+) -> anyhow::Result<Audit> {
+    let (directory, limits) = (&config.state_directory, config.audit);
+    let audit = Audit::start(directory, Arc::clone(vault), epoch, limits, clock.clone(), boot)
+        .context("cannot start the audit log")?;
+    audit.record(AuditEvent::AgentStarted { version: env!("CARGO_PKG_VERSION") });
+    tokio::spawn(clock_watch::run(clock, audit.clone(), stop.clone()));
+    Ok(audit)
 }
 
 fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use crate::audit::AuditReport;
 use crate::config::Config;
 use crate::control::{Desk, Refused};
 use crate::custody::Rotated;
@@ -49,6 +50,13 @@ impl AgentDesk {
         // It starts once.
         let _ = self.running.set(running);
     }
+
+    fn running(&self) -> Result<&Running, Refused> {
+        self.running.get().ok_or_else(|| Refused {
+            message: format!("the agent is still starting: {}", self.awaited.borrow().as_str()),
+            exit_code: 75,
+        })
+    }
 }
 
 impl Desk for AgentDesk {
@@ -85,12 +93,11 @@ impl Desk for AgentDesk {
     }
 
     async fn rotate_root(&self) -> Result<Rotated, Refused> {
-        match self.running.get() {
-            Some(running) => running.rotations.rotate().await,
-            None => Err(Refused {
-                message: format!("the agent is still starting: {}", self.awaited.borrow().as_str()),
-                exit_code: 75,
-            }),
-        }
+        self.running()?.rotations.rotate().await
+    }
+
+    async fn audit_verify(&self) -> Result<AuditReport, Refused> {
+        let audit = self.running()?.services.audit.clone();
+        audit.verify().await.map_err(|message| Refused { message, exit_code: 75 })
     }
 }

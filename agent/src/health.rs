@@ -45,6 +45,8 @@ pub struct Vitals {
     pub certificate: watch::Receiver<CertificateState>,
     /// The epoch in force.
     pub epoch: watch::Receiver<EpochState>,
+    /// Why the audit log cannot be written.
+    pub audit: watch::Receiver<Option<String>>,
 }
 
 impl Vitals {
@@ -58,6 +60,7 @@ impl Vitals {
         if let Some(warning) = &self.certificate.borrow().warning {
             reasons.push(format!("certificate: {warning}"));
         }
+        reasons.extend(self.audit.borrow().clone());
         for (name, state) in [("uplink", &self.uplink), ("onboard broker", &self.onboard)] {
             if let LinkState::Down { reason, .. } = &*state.borrow() {
                 reasons.push(format!("{name}: {reason}"));
@@ -77,6 +80,7 @@ impl Vitals {
             changed = self.onboard.changed() => changed,
             changed = self.certificate.changed() => changed,
             changed = self.epoch.changed() => changed,
+            changed = self.audit.changed() => changed,
         };
         changed.is_ok()
     }
@@ -86,6 +90,7 @@ impl Vitals {
         self.onboard.borrow_and_update();
         self.certificate.borrow_and_update();
         self.epoch.borrow_and_update();
+        self.audit.borrow_and_update();
     }
 }
 

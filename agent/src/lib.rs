@@ -1,8 +1,9 @@
 //! The agent's parts. The binary `moai-agent` composes them; benches measure them.
 //!
 //! In the order data meets them: [`config`] · [`custody`] · [`identity`] · [`vault`] · [`session`] ·
-//! [`onboard`] · [`window`] · [`spool`] · [`uplink`] · [`daemon`] · [`control`].
+//! [`onboard`] · [`window`] · [`spool`] · [`uplink`] · [`audit`] · [`daemon`] · [`control`].
 
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod control;
 pub mod custody;
 pub mod daemon;
 pub mod desk;
+pub mod disk;
 pub mod failure;
 pub mod hardening;
 pub mod health;

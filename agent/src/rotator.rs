@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{Audit, AuditEvent};
 use crate::cli::exit;
 use crate::control::Refused;
 use crate::custody::{Custody, CustodyError, Rotated, RotationStep};
@@ -66,6 +67,8 @@ pub struct Rotator {
     pub vault: Arc<Vault>,
     /// How often the next epoch begins by itself.
     pub every: Option<Duration>,
+    /// Told of each epoch that begins.
+    pub audit: Audit,
     /// Told of each step.
     pub observe: fn(RotationStep),
 }
@@ -106,6 +109,7 @@ impl Rotator {
             let result = self.rotate().await;
             let pause = match &result {
                 Ok(rotated) => {
+                    self.audit.record(AuditEvent::EpochBegun { epoch: rotated.epoch });
                     state.send_replace(EpochState { epoch: Epoch(rotated.epoch), failure: None });
                     self.every
                 }
@@ -114,6 +118,7 @@ impl Rotator {
                     let failure = Some(format!("the last rotation failed: {error}"));
                     state.send_modify(|state| {
                         if let CustodyError::NotRetired { epoch, .. } = error {
+                            self.audit.record(AuditEvent::EpochBegun { epoch: epoch.0 });
                             state.epoch = *epoch;
                         }
                         state.failure = failure;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
 use crate::clock::{BootId, Clock};
 use crate::custody::{Custodian, CustodyError};
 use crate::identity::attestation::Attester;
@@ -36,6 +37,8 @@ pub struct Services {
     pub attester: Option<Arc<dyn Attester>>,
     /// Lifetimes of the classes.
     pub lifetimes: Lifetimes,
+    /// The log of what happened to root secret, sessions and uplink.
+    pub audit: Audit,
     /// What `status` shows.
     pub board: StatusBoard,
     /// Cancelled when the agent shuts down.

@@ -12,11 +12,12 @@ use moai_transport::link::LinkEvent;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::audit::AuditEvent;
 use crate::onboard::{self, Command, Refusal};
 use crate::services::Services;
 use crate::task::Task;
 use crate::uplink::LinkState;
-use crate::vault::SessionRecord;
+use crate::vault::{SessionRecord, VaultError};
 
 const MAX_TASKS: usize = 64;
 const MAILBOX_LEN: usize = 4096;
@@ -52,7 +53,12 @@ impl Tasks {
         let mut by_task: BTreeMap<TaskId, Vec<SessionRecord>> = BTreeMap::new();
         for record in loaded {
             match record {
-                Err(error) => tracing::error!(%error, "session record dropped"),
+                Err(error) => {
+                    tracing::error!(%error, "session record dropped");
+                    if let VaultError::Unreadable { session } = error {
+                        self.services.audit.record(AuditEvent::RecordUnreadable { session });
+                    }
+                }
                 Ok(record) if self.is_over(&record) => {
                     tracing::info!(session = %record.id, "session of an earlier boot or past its time ends");
                     self.services.erase_record(record.id).await?;

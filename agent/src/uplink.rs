@@ -7,7 +7,7 @@
 //!   that nothing but its topic is looked at;
 //! - a frame reaches a session only if its topic and its claims name that session and this robot;
 //! - a catalogue is replaced by a newer one only;
-//! - every refusal goes through [`refused`];
+//! - every refusal goes through [`refused`], and so into the audit log;
 //! - routing never waits: a session too slow to take an event loses it, and the cycle of
 //!   open, have, job and result heals that as it heals any other loss.
 
@@ -26,6 +26,7 @@ use moai_transport::message::{Challenge, ErrorBody, Have, WorkerState};
 use moai_transport::topic::Topic;
 use tokio::sync::{mpsc, watch};
 
+use crate::audit::{Audit, AuditEvent};
 use crate::clock::Clock;
 use crate::secrets::scrubbed;
 
@@ -165,6 +166,7 @@ impl Uplink {
         signer: Arc<dyn FrameSigner>,
         servers: ServerKeys,
         clock: Arc<dyn Clock>,
+        audit: Audit,
         link: Link,
         events: mpsc::Receiver<LinkEvent>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
@@ -175,6 +177,7 @@ impl Uplink {
             identity: identity.clone(),
             servers,
             clock,
+            audit,
             sessions: HashMap::new(),
             issued: 0,
             catalogue: catalogue_sender,
@@ -246,6 +249,7 @@ struct Router {
     identity: Identity,
     servers: ServerKeys,
     clock: Arc<dyn Clock>,
+    audit: Audit,
     /// When the newest catalogue was issued, in milliseconds since 1970.
     issued: u64,
     sessions: HashMap<SessionId, mpsc::Sender<SessionEvent>>,
@@ -312,6 +316,7 @@ impl Router {
             return;
         }
         let sender = sender.flatten();
+        let kind = kind_word(topic.kind());
         let frame = match self.believed(&topic, &message.payload) {
             Ok(frame) => frame,
             Err(why) => {
@@ -321,7 +326,7 @@ impl Router {
                     // A session that is busy is one that works.
                     let _ = sender.try_send(SessionEvent::Stale(*stale));
                 }
-                return refused(&message.topic, &why);
+                return refused(&self.audit, (kind, why.word()), &message.topic, &why);
             }
         };
         match sender {
@@ -332,7 +337,7 @@ impl Router {
                         tracing::debug!(topic = %message.topic, "session is busy; an event is dropped and will recur");
                     }
                 }
-                Err(why) => refused(&message.topic, &why),
+                Err(why) => refused(&self.audit, (kind, "body"), &message.topic, &why),
             },
         }
     }
@@ -350,7 +355,8 @@ impl Router {
     fn take_catalogue(&mut self, frame: &Frame) {
         let issued = frame.claims.number;
         if issued < self.issued {
-            return refused(&"the catalogue", &"it is older than the one we have");
+            let why = "it is older than the one we have";
+            return refused(&self.audit, ("models", "replayed"), &"the catalogue", &why);
         }
         match Catalogue::parse(&frame.body) {
             Ok(catalogue) => {
@@ -359,7 +365,7 @@ impl Router {
                 self.issued = issued;
                 self.catalogue.send_replace(Some(Arc::new(catalogue)));
             }
-            Err(error) => refused(&"the catalogue", &error),
+            Err(error) => refused(&self.audit, ("models", "body"), &"the catalogue", &error),
         }
     }
 }
@@ -373,9 +379,40 @@ enum Refusal {
     Signature(#[from] SignatureError),
 }
 
-/// Takes note of what came from the uplink and was not obeyed.
-pub(crate) fn refused(what: &dyn std::fmt::Display, why: &dyn std::fmt::Display) {
+impl Refusal {
+    /// For the audit log, which takes no text that came over a network.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Frame(FrameError::Topic(_)) => "topic",
+            Self::Frame(_) => "malformed",
+            Self::Signature(SignatureError::Stale(Stale::Expired { .. })) => "expired",
+            Self::Signature(SignatureError::Stale(Stale::FarAhead { .. })) => "far_ahead",
+            Self::Signature(_) => "signature",
+        }
+    }
+}
+
+fn kind_word(kind: Option<FrameKind>) -> &'static str {
+    match kind {
+        Some(FrameKind::Have) => "have",
+        Some(FrameKind::Challenge) => "challenge",
+        Some(FrameKind::Result) => "result",
+        Some(FrameKind::Error) => "error",
+        Some(FrameKind::Models) => "models",
+        _ => "other",
+    }
+}
+
+/// Takes note of what came from the uplink and was not obeyed: its kind and a word why for the audit
+/// log, the rest for people.
+pub(crate) fn refused(
+    audit: &Audit,
+    (kind, reason): (&'static str, &'static str),
+    what: &dyn std::fmt::Display,
+    why: &dyn std::fmt::Display,
+) {
     tracing::warn!(%what, %why, "refused");
+    audit.record(AuditEvent::frame_refused(kind, reason));
 }
 
 fn session_event(frame: Frame, frame_len: usize) -> Result<SessionEvent, String> {

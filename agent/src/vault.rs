@@ -19,6 +19,7 @@ use moai_transport::ids::{SessionId, TaskId};
 use moai_transport::message::Manifest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use self::cipher::EpochCipher;
 use crate::clock::{BootId, BootInstant};
@@ -28,6 +29,9 @@ use crate::ttl::TtlClass;
 
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions");
 const MARKER: TableDefinition<'_, (), u32> = TableDefinition::new("epoch");
+const AUDIT: TableDefinition<'_, (), &[u8]> = TableDefinition::new("audit");
+/// What the audit log's seal is sealed for.
+const AUDIT_PURPOSE: &[u8] = b"moai/v1/audit";
 
 /// A session as the vault keeps it. A clone shares the seed, it does not copy it.
 #[derive(Clone)]
@@ -262,6 +266,39 @@ impl Vault {
         Ok(records)
     }
 
+    /// What the audit log keeps here; `None` if it keeps nothing that opens.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn read_audit(&self) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
+        let cipher = self.cipher();
+        let read = self.database.begin_read().map_err(StoreError::from)?;
+        let table = match read.open_table(AUDIT) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(StoreError::from(error).into()),
+        };
+        let sealed = table.get(()).map_err(StoreError::from)?;
+        Ok(sealed.and_then(|sealed| cipher.open_bytes(AUDIT_PURPOSE, sealed.value())))
+    }
+
+    /// Keeps something for the audit log, in place of what it kept before; durable when it returns.
+    ///
+    /// # Errors
+    /// The disk refuses or there is no randomness.
+    pub fn write_audit(&self, plain: &[u8]) -> Result<(), VaultError> {
+        let cipher = self.cipher();
+        let sealed = cipher.seal_bytes(AUDIT_PURPOSE, plain)?;
+        let transaction = self.database.begin_write().map_err(StoreError::from)?;
+        check_marker(&transaction, cipher.epoch)?;
+        {
+            let mut table = transaction.open_table(AUDIT).map_err(StoreError::from)?;
+            table.insert((), sealed.as_slice()).map_err(StoreError::from)?;
+        }
+        transaction.commit().map_err(StoreError::from)?;
+        Ok(())
+    }
+
     /// Begins the next epoch: seals every record under `key` and sets the marker, in one durable
     /// transaction. Returns the number of records. One that does not open stays as it is, to be
     /// reported by [`Self::load`].
@@ -285,6 +322,13 @@ impl Vault {
             }
             for (id, sealed) in &rewrapped {
                 sessions.insert(id.as_slice(), sealed.as_slice()).map_err(StoreError::from)?;
+            }
+            let mut audit = transaction.open_table(AUDIT).map_err(StoreError::from)?;
+            let kept = audit.get(()).map_err(StoreError::from)?;
+            let plain = kept.and_then(|kept| cipher.open_bytes(AUDIT_PURPOSE, kept.value()));
+            if let Some(plain) = plain {
+                let sealed = next.seal_bytes(AUDIT_PURPOSE, &plain)?;
+                audit.insert((), sealed.as_slice()).map_err(StoreError::from)?;
             }
             let mut marker = transaction.open_table(MARKER).map_err(StoreError::from)?;
             marker.insert((), epoch.0).map_err(StoreError::from)?;
@@ -412,7 +456,9 @@ pub(crate) mod tests {
         let vault = open(&path, 1, 1).unwrap();
         vault.write(&record(1)).unwrap();
         vault.write(&record(2)).unwrap();
+        vault.write_audit(b"seal").unwrap();
         assert_eq!(vault.rewrap(&key(2), Epoch(2)).unwrap(), 2);
+        assert_eq!(vault.read_audit().unwrap().unwrap().as_slice(), b"seal");
         vault.expect(Epoch(2)).unwrap();
         vault.write(&record(3)).unwrap();
         assert_eq!(seeds(&vault), [1, 2, 3]);

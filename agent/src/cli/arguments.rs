@@ -55,6 +55,9 @@ pub(super) enum Command {
     /// Copies of the root secret for the day its custodian is lost.
     #[command(subcommand)]
     Escrow(Escrow),
+    /// The log of what happened to root secret, sessions and uplink.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -138,6 +141,19 @@ pub(super) enum Escrow {
         /// name.
         #[arg(long, short, value_name = "FILE")]
         out: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum Audit {
+    /// Check that no entry was removed, changed, moved or added. Asks the running agent, or opens the
+    /// root secret where none runs.
+    Verify,
+    /// Print the entries, oldest first, without checking them.
+    Show {
+        /// For programs: each entry as the log has it, a line of JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 

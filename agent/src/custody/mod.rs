@@ -36,6 +36,8 @@ pub use self::provisioning::{
 };
 pub use self::rotation::{Rotated, RotationStep};
 pub use self::tpm::connect;
+use crate::audit::{self, AuditError, AuditEvent, AuditReport};
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::secrets::VaultKey;
 use crate::vault::{LockedVault, Vault};
@@ -129,6 +131,40 @@ pub fn rotate_root(
 ) -> Result<Rotated, CustodyError> {
     let state = Arc::new(StateDirectory::lock(&config.state_directory)?);
     rotate_offline(&Custody::open(Arc::clone(config), state)?, observe)
+}
+
+/// Checks the audit log where no agent runs.
+///
+/// # Errors
+/// An agent runs, the root secret does not open, or there is no log that can be checked.
+pub fn verify_audit(config: &Arc<Config>) -> anyhow::Result<AuditReport> {
+    let state = Arc::new(StateDirectory::lock(&config.state_directory)?);
+    let custody = Custody::open(Arc::clone(config), state)?;
+    let vault = LockedVault::open(&custody.state.file(VAULT_FILE)).map_err(CustodyError::from)?;
+    let (epoch, key) = custody.unseal(&vault)?;
+    let vault = Arc::new(vault.unlock(&key, epoch).map_err(CustodyError::from)?);
+    Ok(audit::verify_offline(&config.state_directory, vault, config.audit)?)
+}
+
+/// Takes an event down where no agent runs. What cannot be taken down is said, and stops nothing.
+fn record(
+    config: &Config,
+    state: &StateDirectory,
+    epoch: Epoch,
+    root: &RootSecret,
+    event: AuditEvent,
+) {
+    let result = LockedVault::open(&state.file(VAULT_FILE))
+        .and_then(|vault| vault.unlock(&VaultKey::derive(root), epoch))
+        .map_err(AuditError::from)
+        .and_then(|vault| {
+            let (directory, vault) = (&config.state_directory, Arc::new(vault));
+            audit::record_offline(directory, vault, epoch, config.audit, &SystemClock, event)
+        });
+    if let Err(error) = result {
+        tracing::warn!(%error, "not in the audit log");
+        eprintln!("moai-agent: warning: not in the audit log: {error}");
+    }
 }
 
 fn rotate_offline(

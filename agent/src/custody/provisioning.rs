@@ -18,7 +18,8 @@ use super::files::{NEXT_ROOT_FILE, ROOT_FILE, StateDirectory, VAULT_FILE};
 use super::rotation::{fresh_root, root_of, settle};
 use super::sealed_file::SealedFile;
 use super::tpm::{PolicyReport, TpmCustodian, parse};
-use super::{Custody, rotate_offline, rotation};
+use super::{Custody, record, rotate_offline, rotation};
+use crate::audit::AuditEvent;
 use crate::config::{Config, CustodianConfig};
 use crate::secrets::VaultKey;
 use crate::vault::LockedVault;
@@ -78,7 +79,10 @@ pub fn provision(config: &Config, extras: Extras) -> Result<Provisioned, Custody
         Some(escrow) => state.write(ESCROW_FILE, &escrow)?,
         None => state.remove(ESCROW_FILE)?,
     }
-    seal.keep(&state, epoch, sealed)
+    let done = seal.keep(&state, epoch, sealed)?;
+    let custodian = seal.custodian().kind().to_string();
+    record(config, &state, epoch, &root, AuditEvent::Provisioned { custodian });
+    Ok(done)
 }
 
 /// Seals the root secret anew to the boot state of this moment. Blocks.
@@ -90,11 +94,14 @@ pub fn reseal(config: &Arc<Config>, new_recovery_code: bool) -> Result<Provision
     let tpm = tpm(config)?;
     let (file, sealed) = present(&state, &tpm)?;
     let unsealed = tpm.open_sealed(&sealed)?;
+    let event = AuditEvent::Resealed { new_recovery_code };
     if new_recovery_code {
-        return reseal_with_new_code(config, state, &tpm, &file, &sealed, &unsealed.root);
+        return reseal_with_new_code(config, state, &tpm, &file, &sealed, &unsealed.root, event);
     }
     let resealed = tpm.reseal(&sealed, &unsealed.root, unsealed.recovery.as_ref())?;
-    replace(&state, &tpm, &file, &resealed)
+    let done = replace(&state, &tpm, &file, &resealed)?;
+    record(config, &state, file.epoch, &unsealed.root, event);
+    Ok(done)
 }
 
 /// Opens the root secret with the recovery code, whatever the boot state, and seals it to the boot
@@ -107,7 +114,8 @@ pub fn recover(config: &Arc<Config>, code: &RecoveryCode) -> Result<Provisioned,
     let tpm = tpm(config)?;
     let (file, sealed) = present(&state, &tpm)?;
     let root = tpm.recover(&sealed, code)?;
-    reseal_with_new_code(config, state, &tpm, &file, &sealed, &root)
+    let event = AuditEvent::Recovered { means: "recovery_code" };
+    reseal_with_new_code(config, state, &tpm, &file, &sealed, &root, event)
 }
 
 /// Seals a root secret that comes out of an escrow, in its epoch. Blocks.
@@ -127,7 +135,11 @@ pub fn recover_with_root(
     }
     let seal = Seal::open(config)?;
     let sealed = seal.seal(epoch, root, true)?;
-    seal.keep(&state, epoch, sealed)
+    let done = seal.keep(&state, epoch, sealed)?;
+    // It cannot be open twice.
+    drop(vault);
+    record(config, &state, epoch, root, AuditEvent::Recovered { means: "escrow" });
+    Ok(done)
 }
 
 /// What the root secret is bound to. Blocks.
@@ -177,10 +189,12 @@ fn reseal_with_new_code(
     file: &SealedFile,
     sealed: &SealedRoot,
     root: &RootSecret,
+    event: AuditEvent,
 ) -> Result<Provisioned, CustodyError> {
     let code = tpm.new_recovery_code()?;
     let resealed = tpm.reseal(sealed, root, Some(&code))?;
     let mut done = replace(&state, tpm, file, &resealed)?;
+    record(config, &state, file.epoch, root, event);
     // Whoever has a copy of the file before opens it with the code before, until its key is gone.
     let custody =
         Custody::new(Arc::clone(config), Arc::new(state), Arc::<TpmCustodian>::clone(tpm));

@@ -22,6 +22,7 @@ use moai_transport::ids::{SessionId, TaskId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::audit::AuditEvent;
 use crate::services::{SeedError, Services};
 use crate::spool::SpoolError;
 use crate::ttl::TtlClass;
@@ -45,6 +46,17 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// A stable word for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Closed => "closed",
+            Self::Rotated => "rotated",
+            Self::Failed(_) => "failed",
+        }
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -155,6 +167,11 @@ pub async fn open(
     let record = SessionRecord { id: services.session_id()?, seed, facts };
     services.write_record(record.clone()).await?;
     tracing::info!(session = %record.id, task = %record.facts.task, "session opens");
+    services.audit.record(AuditEvent::SessionOpened {
+        session: record.id.clone(),
+        task: record.facts.task.clone(),
+        model: record.facts.card.id().parse().map_err(StartError::ModelId)?,
+    });
     start(services, record, reports).await
 }
 

@@ -36,6 +36,29 @@ impl EpochCipher {
         Self { cipher, epoch }
     }
 
+    /// Seals something that is no session record; `purpose` is authenticated with it.
+    pub(super) fn seal_bytes(&self, purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, VaultError> {
+        let nonce: [u8; NONCE_LEN] = OsEntropy::bytes()?;
+        let aad = [purpose, &self.epoch.0.to_be_bytes()].concat();
+        let payload = Payload { msg: plain, aad: &aad };
+        let sealed = self
+            .cipher
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| VaultError::Encode("it is too large".to_owned()))?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// `None` if it is damaged, of another epoch, or of another purpose.
+    pub(super) fn open_bytes(&self, purpose: &[u8], value: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, sealed) = value.split_first_chunk::<NONCE_LEN>()?;
+        if value.len() > MAX_RECORD_LEN {
+            return None;
+        }
+        let aad = [purpose, &self.epoch.0.to_be_bytes()].concat();
+        let payload = Payload { msg: sealed, aad: &aad };
+        self.cipher.decrypt(&XNonce::from(*nonce), payload).ok().map(Zeroizing::new)
+    }
+
     pub(super) fn seal(&self, record: &SessionRecord) -> Result<Vec<u8>, VaultError> {
         let mut plain = Zeroizing::new(record.seed.expose().to_vec());
         ciborium::into_writer(&record.facts, &mut *plain)

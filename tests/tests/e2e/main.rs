@@ -3,6 +3,7 @@
 //! One binary for all of it, because linking it takes long. No test sleeps: each waits for events.
 
 mod attestation;
+mod audit;
 mod configuration;
 mod custodians;
 mod custody;

@@ -4,6 +4,7 @@ use moai_transport::frame::FrameKind;
 use tokio::sync::mpsc;
 
 use super::{Actor, BUSY_PAUSE};
+use crate::audit::AuditEvent;
 use crate::session::{EndReason, STOP_PATIENCE, SessionReport, SessionRequest};
 use crate::uplink::SessionEvent;
 
@@ -51,6 +52,7 @@ impl Actor {
                 self.refuse(None, "session_ended", message).await;
             }
         }
+        let unanswered = self.jobs.len();
         for number in self.jobs.take_all() {
             let message = format!("the job was not answered: {}", reason.text());
             self.refuse(Some(number), "session_ended", message).await;
@@ -72,10 +74,13 @@ impl Actor {
         if let Err(error) = self.services.erase_record(id.clone()).await {
             tracing::error!(session = %id, %error, "the record of an ended session stays");
         }
-        let reports = self.reports.clone();
+        let (reports, audit) = (self.reports.clone(), self.services.audit.clone());
+        let task = self.record.facts.task.clone();
         // Whoever hears of the end can count on it that the keys are gone.
         drop(self);
         tracing::info!(session = %id, reason = reason.text(), "session ended");
+        let (session, reason_code) = (id.clone(), reason.code());
+        audit.record(AuditEvent::SessionEnded { session, task, reason: reason_code, unanswered });
         // A task that has gone needs no reports.
         let _ = reports.send((id, SessionReport::Ended(reason))).await;
     }

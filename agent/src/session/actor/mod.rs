@@ -22,6 +22,7 @@ use self::outcome::refusal_code;
 use super::jobs::{Jobs, MAX_WAITING, Made};
 use super::registration::{Next, Registration};
 use super::{EndReason, Input, Reports, SessionReport, SessionRequest, StartError};
+use crate::audit::AuditEvent;
 use crate::onboard::Refusal;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
@@ -167,6 +168,10 @@ impl Actor {
 
     async fn drain(&mut self, reason: EndReason) {
         tracing::info!(session = %self.record.id, reason = reason.text(), "session drains");
+        self.services.audit.record(AuditEvent::SessionDraining {
+            session: self.record.id.clone(),
+            reason: reason.code(),
+        });
         self.draining = Some(reason);
         self.report(SessionReport::Draining).await;
     }
@@ -297,6 +302,10 @@ impl Actor {
             }
             Next::Registered => {
                 tracing::info!(session = %self.record.id, worker = %have.worker, "session is active");
+                self.services.audit.record(AuditEvent::SessionActive {
+                    session: self.record.id.clone(),
+                    worker: have.worker.clone(),
+                });
                 self.jobs.retry_all(Instant::now());
                 if self.draining.is_none() {
                     self.report(SessionReport::Active).await;
@@ -364,7 +373,8 @@ impl Actor {
                     || context.is_some_and(|it| it != self.context)
                 {
                     let why = "a result of another model or context than the session's";
-                    return uplink::refused(&self.record.id, &why);
+                    let class = ("result", "context");
+                    return uplink::refused(&self.services.audit, class, &self.record.id, &why);
                 }
                 self.answer(number, &body, compute, frame_len);
             }

@@ -12,6 +12,7 @@ use moai_transport::message::ErrorCode;
 use tokio::time::Instant;
 
 use super::Actor;
+use crate::audit::AuditEvent;
 use crate::onboard::{Answer, Bytes, Refusal, Timing, micros};
 
 impl Actor {
@@ -23,7 +24,9 @@ impl Actor {
         frame_len: usize,
     ) {
         let Some(job) = self.jobs.remove(number) else {
+            // Replayed, or sent twice as a broker may.
             tracing::debug!(session = %self.record.id, %number, "result of no waiting job dropped");
+            self.services.audit.record(AuditEvent::frame_refused("result", "not_waiting"));
             return;
         };
         let start = Instant::now();
