@@ -9,7 +9,7 @@ use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill, LastWillProperties
 use rumqttc::v5::mqttbytes::{QoS, valid_filter, valid_topic};
 use rumqttc::{TlsConfiguration, Transport};
 
-use super::{LinkError, Outgoing, Qos, Reconnect};
+use super::{Acknowledge, LinkError, Outgoing, Qos, Reconnect};
 
 /// The client library counts pings in whole seconds and takes no shorter interval.
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -56,6 +56,11 @@ pub struct LinkConfig {
     /// How many bytes of messages may wait for the consumer. If more of at least once arrive, the
     /// connection ends with [`LinkError::Overrun`].
     pub inbox_bytes: usize,
+    /// When messages of at least once are acknowledged.
+    pub acknowledge: Acknowledge,
+    /// How long the broker keeps subscriptions and unacknowledged messages when the connection has
+    /// ended, for the next connection with this client id; whole seconds. Zero for not at all.
+    pub session_expiry: Duration,
     /// What the broker publishes when the connection ends without good-bye.
     pub last_will: Option<Outgoing>,
     /// Topic filters to subscribe to on every connection.
@@ -65,8 +70,8 @@ pub struct LinkConfig {
 }
 
 impl LinkConfig {
-    /// A link that subscribes to nothing, with a keep-alive of 30 s, packets of up to 1 MiB, and
-    /// 16 messages ahead of the consumer or at most 16 MiB.
+    /// A link that subscribes to nothing and leaves nothing at the broker, with a keep-alive of 30 s,
+    /// packets of up to 1 MiB, and 16 messages ahead of the consumer or at most 16 MiB.
     #[must_use]
     pub fn new(name: impl Into<String>, endpoint: Endpoint, client_id: impl Into<String>) -> Self {
         Self {
@@ -79,6 +84,8 @@ impl LinkConfig {
             max_packet: 1024 * 1024,
             receive_maximum: 16,
             inbox_bytes: 16 * 1024 * 1024,
+            acknowledge: Acknowledge::WhenTaken,
+            session_expiry: Duration::ZERO,
             last_will: None,
             subscriptions: Vec::new(),
             allow_plain_remote: false,
@@ -108,7 +115,7 @@ impl LinkConfig {
         let host = self.host()?;
         let mut options = MqttOptions::new(&self.client_id, host, self.endpoint.port);
         options
-            .set_clean_start(true)
+            .set_clean_start(self.session_expiry.is_zero())
             .set_keep_alive(self.keep_alive)
             .set_connection_timeout(self.connect_timeout.as_secs().max(1))
             .set_manual_acks(true)
@@ -116,6 +123,10 @@ impl LinkConfig {
         let mut properties = ConnectProperties::new();
         properties.receive_maximum = Some(self.receive_maximum);
         properties.max_packet_size = Some(max_packet);
+        if !self.session_expiry.is_zero() {
+            let seconds = u32::try_from(self.session_expiry.as_secs()).unwrap_or(u32::MAX);
+            properties.session_expiry_interval = Some(seconds.max(1));
+        }
         options.set_connect_properties(properties);
         let mut network = options.network_options();
         network.set_tcp_nodelay(true);

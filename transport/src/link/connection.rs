@@ -4,8 +4,8 @@
 //! - `Up` is told once, after every subscription was granted with at least the quality asked for;
 //! - a sign of life, or the lack of it, is judged here and not left to the client library, whose
 //!   poll can wait for ever on a peer that does not read;
-//! - a message of at least once is acknowledged when, and in the order in which, the consumer's
-//!   channel takes it.
+//! - messages of at least once are acknowledged in the order of their arrival (MQTT 5 section 4.6),
+//!   when the consumer's channel has taken them or the consumer has confirmed them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,7 +24,10 @@ use super::config::{MAX_OUTSTANDING, check, expiry_seconds, mqtt_qos};
 use super::inbox::{Arrived, Inbox, Taken};
 use super::publications::{Publications, answer};
 use super::pump::Pump;
-use super::{Command, LinkConfig, LinkError, LinkEvent, Message, Outgoing, PublishError, Qos};
+use super::receipts::Receipts;
+use super::{
+    Acknowledge, Command, LinkConfig, LinkError, LinkEvent, Message, Outgoing, PublishError, Qos,
+};
 
 /// How long the broker may take to close the connection after our good-bye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -53,6 +56,7 @@ struct Connection<'a> {
     config: &'a LinkConfig,
     client: AsyncClient,
     inbox: Inbox,
+    receipts: Receipts,
     /// Packet ids the consumer has taken and the client library was not yet asked to acknowledge.
     to_acknowledge: VecDeque<u16>,
     /// Acknowledgements it was asked for and has not sent.
@@ -94,8 +98,9 @@ pub(super) async fn run(
             pump.stop().await;
             let uptime = connection.up_since.map(|since| since.elapsed()).unwrap_or_default();
             connection.publications.fail_all();
-            // Before `Up` nobody was told that messages come.
-            let inbox = if connection.is_announced { connection.inbox } else { Inbox::new(0) };
+            // Before `Up` nobody was told that messages come; unconfirmed ones come again.
+            let is_told = connection.is_announced && config.acknowledge == Acknowledge::WhenTaken;
+            let inbox = if is_told { connection.inbox } else { Inbox::new(0) };
             End::Lost { error, uptime, inbox }
         }
     }
@@ -107,6 +112,7 @@ impl<'a> Connection<'a> {
             config,
             client,
             inbox: Inbox::new(config.inbox_bytes),
+            receipts: Receipts::new(),
             to_acknowledge: VecDeque::new(),
             acknowledgements: 0,
             publications: Publications::new(1),
@@ -129,21 +135,26 @@ impl<'a> Connection<'a> {
         let mut has_publishers = true;
         loop {
             let takes_commands = self.publications.has_room();
+            let (has_news, deadline) = (self.has_news(), self.deadline());
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 event = pump.next() => self.on_event(event?)?,
-                permit = events.reserve(), if self.has_news() => {
+                permit = events.reserve(), if has_news => {
                     match permit {
                         Ok(permit) => self.deliver(permit),
                         Err(_) => return Ok(()),
                     }
+                }
+                packet_id = self.receipts.confirmed() => {
+                    self.to_acknowledge.extend(self.receipts.settle(packet_id));
+                    self.acknowledge();
                 }
                 () = events.closed() => return Ok(()),
                 command = commands.recv(), if has_publishers && takes_commands => match command {
                     Some(command) => self.publish(command),
                     None => has_publishers = false,
                 },
-                () = sleep_until(self.deadline()) => return Err(self.stall()),
+                () = sleep_until(deadline) => return Err(self.stall()),
             }
         }
     }
@@ -278,6 +289,7 @@ impl<'a> Connection<'a> {
             content_type: properties.content_type,
             response_topic: properties.response_topic,
             correlation_data: properties.correlation_data,
+            receipt: None,
         };
         let was_dropping = self.inbox.is_dropping();
         match self.inbox.push(Arrived { message, packet_id }) {
@@ -299,12 +311,16 @@ impl<'a> Connection<'a> {
             permit.send(LinkEvent::Up);
             return;
         }
-        let Some(Arrived { message, packet_id }) = self.inbox.pop() else { return };
-        permit.send(LinkEvent::Message(message));
-        if let Some(packet_id) = packet_id {
-            self.to_acknowledge.push_back(packet_id);
-            self.acknowledge();
+        let Some(Arrived { mut message, packet_id }) = self.inbox.pop() else { return };
+        match (packet_id, self.config.acknowledge) {
+            (Some(packet_id), Acknowledge::WhenTaken) => self.to_acknowledge.push_back(packet_id),
+            (Some(packet_id), Acknowledge::WhenConfirmed) => {
+                message.receipt = Some(self.receipts.issue(packet_id));
+            }
+            (None, _) => {}
         }
+        permit.send(LinkEvent::Message(message));
+        self.acknowledge();
         if self.inbox.is_empty() {
             let dropped = self.inbox.take_dropped();
             if dropped > 0 {
@@ -377,7 +393,11 @@ impl<'a> Connection<'a> {
 
     /// Disconnects and waits until the broker has closed the connection: closing it ourselves with
     /// packets unread would reset it, and the broker might not see the good-bye.
-    async fn say_goodbye(&self, pump: &mut Pump) {
+    async fn say_goodbye(&mut self, pump: &mut Pump) {
+        while let Some(packet_id) = self.receipts.confirmed_already() {
+            self.to_acknowledge.extend(self.receipts.settle(packet_id));
+        }
+        self.acknowledge();
         if self.up_since.is_none() || self.client.try_disconnect().is_err() {
             return;
         }

@@ -109,6 +109,7 @@ mod tests {
             content_type: None,
             response_topic: None,
             correlation_data: None,
+            receipt: None,
         };
         Arrived { message, packet_id }
     }

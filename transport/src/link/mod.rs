@@ -1,17 +1,19 @@
 //! A connection to an MQTT 5 broker that comes back by itself.
 //!
 //! Invariants:
-//! - every connection is new: its own client, event loop and TCP stream, `clean start`, no session
-//!   at the broker; nothing of an earlier connection is resent, its outstanding publications fail
-//!   with [`PublishError::Down`], and whoever asked for them decides whether to ask again;
+//! - every connection is new: its own client, event loop and TCP stream; nothing of an earlier
+//!   connection is resent, its outstanding publications fail with [`PublishError::Down`], and
+//!   whoever asked for them decides whether to ask again;
+//! - the broker keeps no session, unless [`LinkConfig::session_expiry`] asks for one: then what was
+//!   published meanwhile, and what was not acknowledged, comes with the next connection;
 //! - a publication with [`Qos::AtLeastOnce`] succeeds when the broker has acknowledged it, which
 //!   says nothing about receivers;
 //! - [`LinkEvent::Up`] comes when all subscriptions are granted, messages come only between `Up`
 //!   and [`LinkEvent::Down`], and there is no next connection before `Down` is in the consumer's
 //!   channel;
 //! - the connection is served however slow the consumer of events is, and what waits for it is
-//!   limited. Messages of at least once are acknowledged when the consumer's channel takes them,
-//!   so the broker holds back the rest; from a broker that does not, the link takes what
+//!   limited. Messages of at least once are acknowledged when the consumer's channel takes them, or
+//!   when the consumer confirms them, so the broker holds back the rest; from a broker that does not, the link takes what
 //!   [`LinkConfig::inbox_bytes`] allows and then ends the connection with [`LinkError::Overrun`]
 //!   instead of losing single messages silently. Messages of at most once get a quarter of that
 //!   room; what is beyond is dropped, and a warning is logged;
@@ -26,6 +28,7 @@ mod error;
 mod inbox;
 mod publications;
 mod pump;
+mod receipts;
 mod task;
 
 use std::time::Duration;
@@ -37,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 pub use backoff::Reconnect;
 pub use config::{Endpoint, LinkConfig};
 pub use error::{LinkError, PublishError};
+pub use receipts::Receipt;
 
 /// Publications that wait for their turn; who comes later waits in [`Link::publish`].
 const COMMAND_QUEUE_LEN: usize = 16;
@@ -50,6 +54,17 @@ pub enum Qos {
     AtMostOnce,
     /// Sent until acknowledged, perhaps doubled.
     AtLeastOnce,
+}
+
+/// When a message of at least once is acknowledged: from then on the broker may forget it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// When the consumer's channel takes it.
+    WhenTaken,
+    /// When the consumer confirms its [`Receipt`]. What is not confirmed comes again with the next
+    /// connection if the broker keeps a session, and what waits for the consumer when a connection
+    /// ends is left to that.
+    WhenConfirmed,
 }
 
 /// A message to publish.
@@ -88,7 +103,6 @@ impl Outgoing {
 }
 
 /// A message that arrived.
-#[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     /// Where it was published.
     pub topic: String,
@@ -102,6 +116,8 @@ pub struct Message {
     pub response_topic: Option<String>,
     /// What the publisher wants repeated in the answer.
     pub correlation_data: Option<Bytes>,
+    /// To be confirmed, on a link that acknowledges when the consumer confirms.
+    pub receipt: Option<Receipt>,
 }
 
 /// Payloads may be sensor samples: `Debug` tells their length only.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use moai_transport::link::{
-    Endpoint, LinkConfig, LinkError, LinkEvent, Outgoing, PublishError, Qos,
+    Acknowledge, Endpoint, LinkConfig, LinkError, LinkEvent, Outgoing, PublishError, Qos,
 };
 use moai_transport::tls::{
     CertificateFacts, CredentialError, CredentialFile, certificate_chain, client_config,
@@ -60,6 +60,41 @@ async fn what_the_broker_kept_is_marked_as_retained() {
     let second = subscribing(config("second", broker.plain_endpoint()), &["state"]);
     let mut second = Subject::up(second).await;
     assert!(second.expect_message().await.retained);
+}
+
+#[tokio::test]
+async fn what_was_not_confirmed_comes_again_and_what_was_missed_comes_after_it() {
+    let broker = Broker::start();
+    let first = LinkConfig {
+        acknowledge: Acknowledge::WhenConfirmed,
+        session_expiry: Duration::from_mins(1),
+        ..subscribing(config("keeper", broker.plain_endpoint()), &["news"])
+    };
+    let again = first.clone();
+    let mut keeper = Subject::up(first).await;
+    let publisher = Subject::up(config("publisher", broker.plain_endpoint())).await;
+    for news in ["one", "two", "three"] {
+        publisher.link.publish(outgoing("news", news)).await.unwrap();
+    }
+    let mut arrived = Vec::new();
+    for _ in 0..3 {
+        arrived.push(keeper.expect_message().await);
+    }
+    // Out of order: the first and the last, so that the first alone can be acknowledged.
+    let unconfirmed = arrived.remove(1);
+    for message in arrived.into_iter().rev() {
+        message.receipt.expect("the link issues receipts").confirm();
+    }
+    keeper.close().await;
+    assert!(unconfirmed.receipt.is_some_and(|receipt| receipt.is_stale()));
+    publisher.link.publish(outgoing("news", "four")).await.unwrap();
+
+    let mut keeper = Subject::up(again).await;
+    for news in ["two", "three", "four"] {
+        let message = keeper.expect_message().await;
+        assert_eq!(message.payload, news);
+        message.receipt.expect("the link issues receipts").confirm();
+    }
 }
 
 #[tokio::test]
