@@ -5,6 +5,7 @@
 //! - it holds paths to secrets, never a secret.
 
 mod custody;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use moai_transport::ids::Identity;
 use moai_transport::keys::{MAX_KEY_FILE_LEN, ServerKeys};
 
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
+pub use tasks::{DeclaredTask, Join, TaskTopic, TopicChannels, WhenFull};
 
 use crate::audit::AuditLimits;
 use crate::custody::files::read_capped;
@@ -46,6 +48,8 @@ pub struct Config {
     pub lifetimes: Lifetimes,
     /// `[audit]`: how much of the audit log is kept.
     pub audit: AuditLimits,
+    /// `[[tasks]]`: tasks that open by themselves.
+    pub tasks: Vec<DeclaredTask>,
     /// What is logged and how.
     pub log: LogConfig,
 }
@@ -208,6 +212,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         let files = audit.integer("files", 2..=1000, Some(default.files as u64));
         Some(AuditLimits { file_bytes: file_bytes?, files: usize::try_from(files?).ok()? })
     });
+    let tasks = tasks::read(root, onboard.as_ref().map(|onboard| onboard.prefix.as_str()));
     let log = root.section("log", |log| {
         let level = log.optional("level", LogFilter("info".to_owned()));
         let format = log.optional("format", LogFormat::Text);
@@ -224,6 +229,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         uplink: uplink?,
         lifetimes: lifetimes?,
         audit: audit?,
+        tasks: tasks?,
         log: log?,
     })
 }

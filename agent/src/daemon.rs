@@ -26,15 +26,17 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{Audit, AuditEvent};
 use crate::cli::exit;
 use crate::clock::{BootId, SystemClock, watch as clock_watch};
+use crate::conditions::Conditions;
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, CustodyError, RotationStep};
 use crate::desk::{AgentDesk, Running};
 use crate::failure::LastFailure;
+use crate::feed::Feed;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
 use crate::identity::{self, CertificateStore, attestation};
-use crate::onboard::{MAX_PAYLOAD_LEN, Onboard};
+use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
 use crate::services::Services;
 use crate::spool::Spool;
@@ -108,7 +110,9 @@ async fn work(
     let (credentials, renewal, certificate) = identity::open(config, tpm, clock.clone()).await?;
     let attester = attestation::attester(config, credentials.key());
     let (uplink_link, uplink_events) = open_uplink(config, credentials.clone(), &links)?;
-    let (onboard_link, onboard_events) = open_onboard(config, &links);
+    let topics = Arc::new(Topics::new(&config.onboard.prefix, &config.tasks));
+    let base = onboard_base(config);
+    let (onboard_link, onboard_events) = open_onboard(&base, &topics, &links);
     let (uplink, router) = Uplink::start(
         config.identity.clone(),
         credentials,
@@ -119,9 +123,12 @@ async fn work(
         uplink_events,
     );
     let (onboard_state, onboard_state_receiver) = watch::channel(LinkState::connecting());
-    let prefix = config.onboard.prefix.clone();
-    let onboard =
-        Onboard::new(onboard_link.clone(), prefix.clone(), onboard_state_receiver, stop.clone());
+    let onboard = Onboard::new(
+        onboard_link.clone(),
+        Arc::clone(&topics),
+        onboard_state_receiver,
+        stop.clone(),
+    );
 
     let services = Arc::new(Services {
         clock,
@@ -134,11 +141,14 @@ async fn work(
         attester,
         lifetimes: config.lifetimes,
         audit: audit.clone(),
+        conditions: Conditions::default(),
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
-    let mut tasks = Tasks::new(Arc::clone(&services), prefix, onboard_state);
+    let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, onboard_state);
     tasks.resume().await?;
+    let feed = |task| Feed::open(&base, task, Arc::clone(&topics), &links);
+    tasks.open_declared(config.tasks.iter().map(feed).collect());
     let tasks = tokio::spawn(tasks.run(onboard_events));
 
     let every = config.custody.rotate_every;
@@ -151,6 +161,7 @@ async fn work(
         certificate,
         epoch: rotations.state(),
         audit: audit.trouble(),
+        conditions: services.conditions.watch(),
     };
     desk.open(Running { services, vitals: vitals.clone(), custodian, rotations });
     let state_directory = config.state_directory.clone();
@@ -242,16 +253,29 @@ fn open_uplink(
     Ok(link::spawn(uplink, links.clone()))
 }
 
-fn open_onboard(config: &Config, links: &CancellationToken) -> (Link, mpsc::Receiver<LinkEvent>) {
-    let OnboardConfig { host, port, prefix } = &config.onboard;
+/// What all connections to the robot's broker have in common.
+fn onboard_base(config: &Config) -> LinkConfig {
+    let OnboardConfig { host, port, .. } = &config.onboard;
     let endpoint = Endpoint { host: host.clone(), port: *port, tls: None };
-    let mut onboard =
-        LinkConfig::new("onboard", endpoint, format!("moai-agent-{}", config.identity));
-    onboard.max_packet = MAX_ONBOARD_PACKET_LEN;
+    let client_id = format!("moai-agent-{}", config.identity);
+    LinkConfig {
+        max_packet: MAX_ONBOARD_PACKET_LEN,
+        ..LinkConfig::new("onboard", endpoint, client_id)
+    }
+}
+
+fn open_onboard(
+    base: &LinkConfig,
+    topics: &Topics,
+    links: &CancellationToken,
+) -> (Link, mpsc::Receiver<LinkEvent>) {
     let gone = Health::down("the agent's connection was lost");
     let gone = serde_json::to_vec(&gone).unwrap_or_default();
-    onboard.last_will = Some(retained(Onboard::health_topic(prefix), gone));
-    onboard.subscriptions = at_least_once(Onboard::filters(prefix));
+    let onboard = LinkConfig {
+        last_will: Some(retained(topics.health(), gone)),
+        subscriptions: at_least_once(topics.filters()),
+        ..base.clone()
+    };
     link::spawn(onboard, links.clone())
 }
 

@@ -3,6 +3,7 @@
 //! Invariants: whatever keeps the agent from its work, and whatever needs a person, is a reason;
 //! READY is told once, when both links were up at the same time.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use sd_notify::NotifyState;
@@ -47,6 +48,8 @@ pub struct Vitals {
     pub epoch: watch::Receiver<EpochState>,
     /// Why the audit log cannot be written.
     pub audit: watch::Receiver<Option<String>>,
+    /// What parts of the agent suffer from.
+    pub conditions: watch::Receiver<BTreeMap<String, String>>,
 }
 
 impl Vitals {
@@ -66,6 +69,8 @@ impl Vitals {
                 reasons.push(format!("{name}: {reason}"));
             }
         }
+        let conditions = self.conditions.borrow();
+        reasons.extend(conditions.iter().map(|(part, reason)| format!("{part}: {reason}")));
         Health { status: if reasons.is_empty() { "up" } else { "degraded" }, reasons }
     }
 
@@ -81,6 +86,7 @@ impl Vitals {
             changed = self.certificate.changed() => changed,
             changed = self.epoch.changed() => changed,
             changed = self.audit.changed() => changed,
+            changed = self.conditions.changed() => changed,
         };
         changed.is_ok()
     }
@@ -91,6 +97,7 @@ impl Vitals {
         self.certificate.borrow_and_update();
         self.epoch.borrow_and_update();
         self.audit.borrow_and_update();
+        self.conditions.borrow_and_update();
     }
 }
 

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::clock::{BootId, Clock};
+use crate::conditions::Conditions;
 use crate::custody::{Custodian, CustodyError};
 use crate::identity::attestation::Attester;
 use crate::onboard::Onboard;
@@ -39,6 +40,8 @@ pub struct Services {
     pub lifetimes: Lifetimes,
     /// The log of what happened to root secret, sessions and uplink.
     pub audit: Audit,
+    /// What parts of the agent suffer from.
+    pub conditions: Conditions,
     /// What `status` shows.
     pub board: StatusBoard,
     /// Cancelled when the agent shuts down.

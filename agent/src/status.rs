@@ -23,11 +23,16 @@ pub struct TaskStatus {
     pub expires_in_seconds: Option<u64>,
     /// Evaluation key chunks the server holds, of how many.
     pub upload: Option<(usize, usize)>,
+    /// Onboard messages that wait for the task.
+    pub queued: usize,
+    /// Samples that were dropped since the agent started, because they came faster than they were
+    /// taken.
+    pub dropped_samples: u64,
     /// Jobs that wait for an answer.
     pub waiting: usize,
     /// Jobs answered since the agent started.
     pub answered: u64,
-    /// Jobs refused since the agent started.
+    /// Messages and jobs refused since the agent started.
     pub refused: u64,
 }
 

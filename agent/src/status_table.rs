@@ -49,6 +49,12 @@ fn task_line(name: &str, task: &TaskStatus) -> String {
     }
     let TaskStatus { waiting, answered, refused, .. } = task;
     let _ = write!(text, "; {answered} answered, {waiting} waiting, {refused} refused");
+    if task.queued > 0 {
+        let _ = write!(text, ", {} messages queued", task.queued);
+    }
+    if task.dropped_samples > 0 {
+        let _ = write!(text, ", {} samples dropped", task.dropped_samples);
+    }
     text
 }
 
@@ -81,5 +87,8 @@ mod tests {
             "arm: opening with grasp (no compute server answers), keys 3 of 184 chunks, session \
              ends in 59 min 59 s; 0 answered, 2 waiting, 0 refused"
         );
+        let behind = TaskStatus { queued: 7, dropped_samples: 90, ..task };
+        let line = task_line("arm", &behind);
+        assert!(line.ends_with("0 refused, 7 messages queued, 90 samples dropped"), "{line}");
     }
 }

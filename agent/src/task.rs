@@ -3,20 +3,37 @@
 //! Invariants:
 //! - one actor owns a task; it has at most one session that takes inputs;
 //! - when a session of an open task ends, the next input finds a new one under way;
-//! - samples that arrive before the model is known wait in the actor's bounded mailbox.
+//! - what comes before the model is known waits in the task's bounded queue, and a window that no
+//!   session takes yet waits with the task: nothing younger is looked at before it is handed over;
+//! - a window never spans a gap of dropped samples.
 
+mod asked;
+
+mod dropping;
+
+mod inputs;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::ModelCard;
-use moai_transport::ids::{SessionId, TaskId};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use moai_transport::ids::{ModelId, SessionId, TaskId};
+use moai_transport::link::Receipt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
-use crate::onboard::{Command, OpenRequest, Refusal, Samples, TaskState};
+use self::asked::Asked;
+use self::dropping::Dropping;
+use crate::config::DeclaredTask;
+use crate::onboard::{
+    Code, Command, Next, OpenRequest, Receiver, Refusal, ReplyTo, Request, TaskState, Wanted,
+};
 use crate::services::Services;
 use crate::session::{self, EndReason, Input, SessionHandle, SessionReport};
 use crate::ttl::TtlClass;
+use crate::uplink::Catalogue;
 use crate::vault::SessionRecord;
 use crate::window::WindowBuffer;
 
@@ -28,6 +45,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 struct Work {
     card: Arc<ModelCard>,
     ttl: TtlClass,
+    channels: NonZeroUsize,
     window: WindowBuffer,
     session: Option<SessionHandle>,
     retry_at: Option<Instant>,
@@ -36,7 +54,17 @@ struct Work {
 pub(crate) struct Task {
     services: Arc<Services>,
     id: TaskId,
+    declared: Option<DeclaredTask>,
+    catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
+    /// To be opened as soon as the server's catalogue allows.
+    opening: Option<OpenRequest>,
     work: Option<Work>,
+    /// Windows that no session has taken yet.
+    pending: VecDeque<Input>,
+    /// Of the message that `pending` came from.
+    receipt: Option<Receipt>,
+    asked: Asked,
+    dropping: Dropping,
     reports: mpsc::Sender<(SessionId, SessionReport)>,
     incoming: mpsc::Receiver<(SessionId, SessionReport)>,
     /// Sessions that have not reported their end yet.
@@ -44,9 +72,23 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(services: Arc<Services>, id: TaskId) -> Self {
+    pub(crate) fn new(services: Arc<Services>, id: TaskId, declared: Option<DeclaredTask>) -> Self {
         let (reports, incoming) = mpsc::channel(REPORT_QUEUE_LEN);
-        Self { services, id, work: None, reports, incoming, live: 0 }
+        Self {
+            catalogue: services.uplink.catalogue(),
+            services,
+            id,
+            declared,
+            opening: None,
+            work: None,
+            pending: VecDeque::new(),
+            receipt: None,
+            asked: Asked::default(),
+            dropping: Dropping::default(),
+            reports,
+            incoming,
+            live: 0,
+        }
     }
 
     /// Goes on with the sessions the vault has kept, newest last.
@@ -55,11 +97,11 @@ impl Task {
             let card = Arc::new(record.facts.card.clone());
             let (ttl, id) = (record.facts.ttl, record.id.clone());
             let reports = self.reports.clone();
+            let Some(mut work) = Work::new(card, ttl) else { continue };
             match session::resume(Arc::clone(&self.services), record, reports).await {
                 Ok(handle) => {
                     self.live += 1;
                     self.replace_session(EndReason::Rotated).await;
-                    let mut work = Work::new(card, ttl);
                     work.session = Some(handle);
                     self.work = Some(work);
                 }
@@ -68,86 +110,164 @@ impl Task {
         }
     }
 
-    pub(crate) async fn run(mut self, mut mailbox: mpsc::Receiver<Result<Command, Refusal>>) {
+    pub(crate) async fn run(mut self, mut queue: Receiver) {
         let stop = self.services.stop.clone();
+        if let Some(declared) = &self.declared {
+            self.open_declared(OpenRequest { model: declared.model.clone(), ttl: declared.ttl })
+                .await;
+        }
         loop {
             let retry_at = self.work.as_ref().and_then(|work| work.retry_at);
+            let notice_at = self.dropping.due(Instant::now());
+            let session = self.work.as_ref().and_then(|work| work.session.as_ref());
+            let session = session.filter(|session| !self.pending.is_empty() && !session.is_over());
+            let place = session.map(SessionHandle::place);
+            let wanted = if self.opening.is_some() { Wanted::Controls } else { Wanted::Any };
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some((session, report)) = self.incoming.recv() => self.report(session, report).await,
-                () = async { tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)).await },
-                    if retry_at.is_some() => self.open_session().await,
-                message = mailbox.recv() => match message {
+                () = at(retry_at), if retry_at.is_some() => self.open_session().await,
+                Ok(()) = self.catalogue.changed(), if self.opening.is_some() => self.try_open().await,
+                place = or_never(place) => self.hand_over(place),
+                () = at(notice_at), if notice_at.is_some() => self.tell_dropped().await,
+                next = queue.next(wanted), if self.pending.is_empty() => match next {
                     None => break,
-                    Some(Ok(command)) => self.command(command).await,
-                    Some(Err(refusal)) => self.refuse(&refusal).await,
+                    Some(Next::Gap(values)) => self.gap(values).await,
+                    Some(Next::Request(request)) => self.request(request).await,
                 },
             }
+            self.services.board.update(&self.id, |status| status.queued = queue.len());
         }
         // Sessions suspend themselves; the task is over when the last one has gone.
         drop(self.reports);
         while self.incoming.recv().await.is_some() {}
     }
 
-    async fn command(&mut self, command: Command) {
+    async fn request(&mut self, request: Request) {
+        let Request { command, reply, receipt, arrived } = request;
         match command {
-            Command::Open(request) => self.open(request).await,
-            Command::Input(samples) => self.input(&samples).await,
-            Command::Rotate if self.work.is_some() => {
+            Err(refusal) => self.refuse(&refusal, reply.as_ref()).await,
+            Ok(Command::Input(samples)) => {
+                return self.input(&samples, reply, receipt, arrived).await;
+            }
+            Ok(Command::Open(request)) => self.open(request, reply).await,
+            Ok(Command::Rotate) if self.work.is_some() => {
+                self.asked.when_active(reply);
                 self.replace_session(EndReason::Rotated).await;
                 self.open_session().await;
             }
-            Command::Close if self.work.is_some() => {
-                self.replace_session(EndReason::Closed).await;
-                self.work = None;
-                if self.live == 0 {
-                    self.show("ended", None, Some(EndReason::Closed.text())).await;
-                }
+            Ok(Command::Close) if self.declared.as_ref().is_some_and(|task| !task.closable) => {
+                let message = "the task is the configuration's; to have it closed, say `closable = \
+                               true` there";
+                self.refuse(&Refusal::new(Code::NotClosable, message), reply.as_ref()).await;
             }
-            Command::Rotate | Command::Close => self.refuse_not_open().await,
+            Ok(Command::Close) if self.work.is_some() || self.opening.is_some() => {
+                self.close(reply).await;
+            }
+            Ok(Command::Rotate | Command::Close) => self.refuse_not_open(reply.as_ref()).await,
+        }
+        if let Some(receipt) = receipt {
+            receipt.confirm();
         }
     }
 
-    async fn open(&mut self, request: OpenRequest) {
+    async fn close(&mut self, reply: Option<ReplyTo>) {
+        self.asked.when_ended(reply);
+        self.opening = None;
+        self.replace_session(EndReason::Closed).await;
+        self.work = None;
+        if self.live == 0 {
+            self.show("ended", None, Some(EndReason::Closed.text())).await;
+        }
+    }
+
+    async fn open(&mut self, request: OpenRequest, reply: Option<ReplyTo>) {
+        let declared = self.declared.as_ref();
+        if let Some(declared) =
+            declared.filter(|it| it.model != request.model || it.ttl != request.ttl)
+        {
+            let message = format!(
+                "the configuration opens this task with model {} and another request changes nothing",
+                declared.model
+            );
+            return self.refuse(&Refusal::new(Code::Declared, message), reply.as_ref()).await;
+        }
         if let Some(work) = &self.work {
             if work.card.id() == request.model.as_str() && work.ttl == request.ttl {
                 // Onboard software that restarted opens again: it is the same task.
+                self.asked.when_active(reply);
                 return self.show_current().await;
             }
             let message = format!("the task is open with model {}; close it first", work.card.id());
-            return self.refuse(&Refusal::new("already_open", message)).await;
+            return self.refuse(&Refusal::new(Code::AlreadyOpen, message), reply.as_ref()).await;
         }
-        let mut catalogue = self.services.uplink.catalogue();
-        if catalogue.borrow().is_none() {
-            let state = TaskState {
-                state: "opening",
-                model: request.model.to_string(),
-                session: None,
-                reason: Some("waiting for the server's catalogue".to_owned()),
-            };
-            self.services.onboard.state(&self.id, &state).await;
+        self.asked.when_active(reply);
+        self.opening = Some(request);
+        self.try_open().await;
+    }
+
+    /// What the configuration says stands above what an earlier configuration said.
+    async fn open_declared(&mut self, request: OpenRequest) {
+        if let Some(work) = &self.work {
+            if work.card.id() == request.model.as_str() && work.ttl == request.ttl {
+                return;
+            }
+            self.replace_session(EndReason::Rotated).await;
+            self.work = None;
         }
-        let stop = self.services.stop.clone();
-        let known = tokio::select! {
-            () = stop.cancelled() => return,
-            known = catalogue.wait_for(Option::is_some) => match known {
-                Ok(known) => known.clone(),
-                Err(_) => return,
-            },
+        self.opening = Some(request);
+        self.try_open().await;
+    }
+
+    /// Opens the task if the server's catalogue is there and has its model.
+    async fn try_open(&mut self) {
+        let Some(request) = self.opening.clone() else { return };
+        let Some(known) = self.catalogue.borrow_and_update().clone() else {
+            let why = "waiting for the server's catalogue".to_owned();
+            return self.show("opening", None, Some(why)).await;
         };
-        let Some(known) = known else { return };
-        let Some(card) = known.get(&request.model) else {
-            let models: Vec<String> = known.ids().map(ToString::to_string).collect();
+        let found = match known.get(&request.model) {
+            Some(card) => self.work_with(card, request.ttl),
+            None => Err(unknown_model(&known, &request.model)),
+        };
+        let refusal = match found {
+            Ok(work) => {
+                self.opening = None;
+                self.work = Some(work);
+                self.suffers_from(None);
+                return self.open_session().await;
+            }
+            Err(refusal) => refusal,
+        };
+        let why = refusal.message.clone();
+        if self.declared.is_some() {
+            // Another catalogue may have it.
+            self.refuse(&refusal, None).await;
+            self.suffers_from(Some(why.clone()));
+            self.show("opening", None, Some(why)).await;
+        } else {
+            self.opening = None;
+            let replies = self.asked.answered_by("ended");
+            self.refuse(&refusal, &replies).await;
+            self.show("ended", None, Some(why)).await;
+        }
+    }
+
+    fn work_with(&self, card: &Arc<ModelCard>, ttl: TtlClass) -> Result<Work, Refusal> {
+        let names = &card.window().channels;
+        let given = self.declared.as_ref().and_then(DeclaredTask::channels);
+        let work = Work::new(Arc::clone(card), ttl);
+        work.filter(|work| given.is_none_or(|given| given == work.channels.get())).ok_or_else(|| {
             let message = format!(
-                "the server offers no model {}; it offers: {}",
-                request.model,
-                models.join(", ")
+                "model {} takes {} channels ({}), the task's topics give {}; correct [[tasks]] {}",
+                card.id(),
+                names.len(),
+                names.join(", "),
+                given.unwrap_or_default(),
+                self.id
             );
-            self.refuse(&Refusal::new("unknown_model", message.clone())).await;
-            return self.show("ended", None, Some(message)).await;
-        };
-        self.work = Some(Work::new(Arc::clone(card), request.ttl));
-        self.open_session().await;
+            Refusal::new(Code::WrongChannels, message)
+        })
     }
 
     async fn open_session(&mut self) {
@@ -169,6 +289,7 @@ impl Task {
             Err(error) => {
                 work.retry_at = Some(Instant::now() + RETRY_PAUSE);
                 tracing::error!(task = %self.id, %error, "no session can be opened yet");
+                self.suffers_from(Some(error.to_string()));
                 self.show("opening", None, Some(error.to_string())).await;
             }
         }
@@ -181,54 +302,18 @@ impl Task {
         }
     }
 
-    async fn input(&mut self, Samples(samples): &Samples) {
-        let Some(work) = &mut self.work else { return self.refuse_not_open().await };
-        let expected = work.window.channels();
-        if let Some(wrong) = samples.iter().find(|sample| sample.len() != expected) {
-            let names = work.card.window().channels.join(", ");
-            let message = format!(
-                "the model takes {expected} values a sample ({names}), this one has {}; nothing of \
-                 the message was taken",
-                wrong.len()
-            );
-            return self.refuse(&Refusal::new("wrong_length", message)).await;
-        }
-        for sample in samples {
-            let arrived = Instant::now();
-            let Some(work) = &mut self.work else { return };
-            let plain_len = work.window.plain_len();
-            let levels = match work.window.push(sample) {
-                Ok(None) => continue,
-                Ok(Some(window)) => work.card.levels(&window).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            match levels {
-                Ok(levels) => self.submit(Input { levels, plain_len, arrived }).await,
-                Err(message) => self.refuse(&Refusal::new("malformed", message)).await,
-            }
-        }
-    }
-
-    async fn submit(&mut self, input: Input) {
-        let session = self.work.as_ref().and_then(|work| work.session.as_ref());
-        let taken = match session {
-            Some(session) => session.submit(input).await,
-            None => false,
-        };
-        if !taken {
-            let message = "the task has no session just now; the window is dropped, send the next";
-            self.refuse(&Refusal::new("no_session", message)).await;
-        }
-    }
-
     async fn report(&mut self, session: SessionId, report: SessionReport) {
         let current = self.work.as_ref().and_then(|work| work.session.as_ref());
         let is_current = current.is_some_and(|current| current.id == session);
         match report {
             SessionReport::Opening(reason) if is_current => {
+                self.suffers_from(reason.clone());
                 self.show("opening", Some(session), reason).await;
             }
-            SessionReport::Active if is_current => self.show("active", Some(session), None).await,
+            SessionReport::Active if is_current => {
+                self.suffers_from(None);
+                self.show("active", Some(session), None).await;
+            }
             SessionReport::Draining if self.work.is_none() => {
                 self.show("draining", Some(session), None).await;
             }
@@ -242,13 +327,17 @@ impl Task {
 
     async fn ended(&mut self, was_current: bool, reason: EndReason) {
         match &mut self.work {
-            None if self.live == 0 => self.show("ended", None, Some(reason.text())).await,
+            None if self.live == 0 && self.opening.is_none() => {
+                self.suffers_from(None);
+                self.show("ended", None, Some(reason.text())).await;
+            }
             Some(work) if was_current => {
                 work.session = None;
                 if let EndReason::Failed(why) = reason {
                     work.retry_at = Some(Instant::now() + RETRY_PAUSE);
-                    let refusal = Refusal::new("session_failed", why.clone());
-                    self.refuse(&refusal).await;
+                    let refusal = Refusal::new(Code::SessionFailed, why.clone());
+                    self.refuse(&refusal, None).await;
+                    self.suffers_from(Some(why.clone()));
                     self.show("opening", None, Some(why)).await;
                 } else {
                     self.open_session().await;
@@ -258,20 +347,29 @@ impl Task {
         }
     }
 
-    async fn refuse_not_open(&self) {
+    async fn refuse_not_open(&self, reply: Option<&ReplyTo>) {
+        self.refuse(&self.not_open(), reply).await;
+    }
+
+    fn not_open(&self) -> Refusal {
         let message = format!(
             "the task is not open; publish {{\"model\": \"…\"}} to task/{}/open first",
             self.id
         );
-        self.refuse(&Refusal::new("not_open", message)).await;
+        Refusal::new(Code::NotOpen, message)
     }
 
-    async fn refuse(&self, refusal: &Refusal) {
-        self.services.board.update(&self.id, |status| status.refused += 1);
-        self.services.onboard.refuse(&self.id, refusal).await;
+    async fn refuse(&self, refusal: &Refusal, replies: impl IntoIterator<Item = &ReplyTo>) {
+        self.services.board.update(&self.id, |status| status.refused += refusal.count.unwrap_or(1));
+        self.services.onboard.refuse(&self.id, refusal, replies).await;
     }
 
-    async fn show_current(&self) {
+    /// What keeps the task from its work, for the agent's health.
+    fn suffers_from(&self, reason: Option<String>) {
+        self.services.conditions.set(&format!("task {}", self.id), reason);
+    }
+
+    async fn show_current(&mut self) {
         let status = self.services.board.snapshot().remove(&self.id.to_string());
         let Some(status) = status else { return };
         let state = match status.state.as_str() {
@@ -282,8 +380,15 @@ impl Task {
         self.show(state, session.map(|session| session.id.clone()), status.reason).await;
     }
 
-    async fn show(&self, state: &'static str, session: Option<SessionId>, reason: Option<String>) {
-        let model = self.work.as_ref().map_or(String::new(), |work| work.card.id().to_owned());
+    async fn show(
+        &mut self,
+        state: &'static str,
+        session: Option<SessionId>,
+        reason: Option<String>,
+    ) {
+        let opening = self.opening.as_ref().map(|request| request.model.to_string());
+        let model = self.work.as_ref().map(|work| work.card.id().to_owned()).or(opening);
+        let model = model.unwrap_or_default();
         let session = session.map(|session| session.to_string());
         self.services.board.update(&self.id, |status| {
             if !model.is_empty() {
@@ -293,14 +398,35 @@ impl Task {
             status.session.clone_from(&session);
             status.reason.clone_from(&reason);
         });
+        let replies = self.asked.answered_by(state);
         let state = TaskState { state, model, session, reason };
-        self.services.onboard.state(&self.id, &state).await;
+        self.services.onboard.state(&self.id, &state, &replies).await;
     }
 }
 
 impl Work {
-    fn new(card: Arc<ModelCard>, ttl: TtlClass) -> Self {
+    /// `None` if the model's window has no channels, which its card does not allow.
+    fn new(card: Arc<ModelCard>, ttl: TtlClass) -> Option<Self> {
         let window = WindowBuffer::new(&card);
-        Self { card, ttl, window, session: None, retry_at: None }
+        let channels = NonZeroUsize::new(window.channels())?;
+        Some(Self { card, ttl, channels, window, session: None, retry_at: None })
     }
+}
+
+fn unknown_model(known: &Catalogue, model: &ModelId) -> Refusal {
+    let offered: Vec<String> = known.ids().map(ToString::to_string).collect();
+    let message = format!("the server offers no model {model}; it offers: {}", offered.join(", "));
+    Refusal::new(Code::UnknownModel, message)
+}
+
+/// Waits for a future, or for ever if there is none.
+async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    sleep_until(instant.unwrap_or_else(Instant::now)).await;
 }

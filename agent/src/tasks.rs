@@ -1,32 +1,34 @@
 //! All tasks of the agent, and the way of an onboard message to its task.
 //!
 //! Invariants:
-//! - one actor a task, bounded in number and in mailbox;
-//! - a full mailbox refuses the message with one clear error; it never blocks the link.
+//! - one actor a task, bounded in number and in queue;
+//! - no task holds up another: only a declared task's own connection waits for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use moai_transport::ids::{SessionId, TaskId};
-use moai_transport::link::LinkEvent;
+use moai_transport::link::{LinkEvent, Message};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::AuditEvent;
-use crate::onboard::{self, Command, Refusal};
+use crate::config::{DeclaredTask, WhenFull};
+use crate::feed::Feed;
+use crate::onboard::{Code, Refusal, Request, Sender, Verb, queue};
 use crate::services::Services;
 use crate::task::Task;
 use crate::uplink::LinkState;
 use crate::vault::{SessionRecord, VaultError};
 
 const MAX_TASKS: usize = 64;
-const MAILBOX_LEN: usize = 4096;
 
 /// Routes onboard messages to the actors of their tasks.
 pub struct Tasks {
     services: Arc<Services>,
-    prefix: String,
-    mailboxes: HashMap<TaskId, mpsc::Sender<Result<Command, Refusal>>>,
+    queues: HashMap<TaskId, Sender>,
+    /// Tasks of the configuration, whose inputs come on connections of their own.
+    declared: BTreeMap<TaskId, DeclaredTask>,
     actors: TaskTracker,
     link_state: watch::Sender<LinkState>,
 }
@@ -36,11 +38,26 @@ impl Tasks {
     #[must_use]
     pub fn new(
         services: Arc<Services>,
-        prefix: String,
+        declared: &[DeclaredTask],
         link_state: watch::Sender<LinkState>,
     ) -> Self {
+        let declared = declared.iter().map(|task| (task.id.clone(), task.clone())).collect();
         let actors = TaskTracker::new();
-        Self { services, prefix, mailboxes: HashMap::new(), actors, link_state }
+        Self { services, queues: HashMap::new(), declared, actors, link_state }
+    }
+
+    /// Opens the tasks of the configuration that are not resumed, and lets their inputs in.
+    pub fn open_declared(&mut self, feeds: Vec<Feed>) {
+        for feed in feeds {
+            let id = feed.task().clone();
+            let known = self.queues.get(&id).cloned();
+            let queue = known.unwrap_or_else(|| self.start(id.clone(), self.task(&id)));
+            self.actors.spawn(feed.run(Arc::clone(&self.services), queue));
+        }
+    }
+
+    fn task(&self, id: &TaskId) -> Task {
+        Task::new(Arc::clone(&self.services), id.clone(), self.declared.get(id).cloned())
     }
 
     /// Goes on with the sessions of an earlier run, and drops what belongs to no session.
@@ -74,7 +91,7 @@ impl Tasks {
         }
         for (id, mut records) in by_task {
             records.sort_by(|a, b| a.id.cmp(&b.id));
-            let mut task = Task::new(Arc::clone(&self.services), id.clone());
+            let mut task = self.task(&id);
             task.resume(records).await;
             self.start(id, task);
         }
@@ -86,10 +103,11 @@ impl Tasks {
             || record.facts.expires <= self.services.clock.boot()
     }
 
-    fn start(&mut self, id: TaskId, task: Task) -> mpsc::Sender<Result<Command, Refusal>> {
-        let (sender, mailbox) = mpsc::channel(MAILBOX_LEN);
-        self.actors.spawn(task.run(mailbox));
-        self.mailboxes.insert(id, sender.clone());
+    fn start(&mut self, id: TaskId, task: Task) -> Sender {
+        let when_full = self.declared.get(&id).map_or(WhenFull::default(), |task| task.when_full);
+        let (sender, receiver) = queue(when_full);
+        self.actors.spawn(task.run(receiver));
+        self.queues.insert(id, sender.clone());
         sender
     }
 
@@ -111,21 +129,11 @@ impl Tasks {
                         tracing::warn!(%reason, fatal, "onboard link is down");
                         self.link_state.send_replace(LinkState::Down { reason, fatal });
                     }
-                    Some(LinkEvent::Message(message))
-                        if message.retained && !onboard::may_be_retained(&message.topic) =>
-                    {
-                        tracing::warn!(topic = %message.topic, "retained message ignored");
-                    }
-                    Some(LinkEvent::Message(message)) => {
-                        let parsed = onboard::parse(&self.prefix, &message.topic, &message.payload);
-                        if let Some((task, command)) = parsed {
-                            self.deliver(task, command).await;
-                        }
-                    }
+                    Some(LinkEvent::Message(message)) => self.route(message).await,
                 },
             }
         }
-        self.mailboxes.clear();
+        self.queues.clear();
         self.actors.close();
         // While tasks finish, their answers still need to know whether the link is up.
         loop {
@@ -142,25 +150,36 @@ impl Tasks {
         }
     }
 
-    async fn deliver(&mut self, id: TaskId, command: Result<Command, Refusal>) {
-        let mailbox = match self.mailboxes.get(&id) {
-            Some(mailbox) => mailbox.clone(),
-            None if self.mailboxes.len() >= MAX_TASKS => {
-                let message = format!("the agent serves {MAX_TASKS} tasks already; close one");
-                return self.refuse(&id, Refusal::new("too_many_tasks", message)).await;
-            }
-            None => {
-                let task = Task::new(Arc::clone(&self.services), id.clone());
-                self.start(id.clone(), task)
-            }
-        };
-        if mailbox.try_send(command).is_err() {
-            let message = "the task is behind with its messages; this one is dropped, slow down";
-            self.refuse(&id, Refusal::new("too_fast", message)).await;
+    async fn route(&mut self, message: Message) {
+        let retained = message.retained;
+        let topics = Arc::clone(self.services.onboard.topics());
+        let Some((id, verb, request)) = Request::of(message, &topics) else { return };
+        if retained && !verb.may_be_retained() {
+            tracing::warn!(task = %id, "retained message ignored");
+        } else if verb != Verb::Input || !self.declared.contains_key(&id) {
+            self.deliver(id, request).await;
         }
     }
 
-    async fn refuse(&self, id: &TaskId, refusal: Refusal) {
-        self.services.onboard.refuse(id, &refusal).await;
+    async fn deliver(&mut self, id: TaskId, request: Request) {
+        let queue = match self.queues.get(&id) {
+            Some(queue) => queue.clone(),
+            None if self.queues.len() >= MAX_TASKS => {
+                let message = format!("the agent serves {MAX_TASKS} tasks already; close one");
+                let refusal = Refusal::new(Code::TooManyTasks, message);
+                self.services.onboard.refuse(&id, &refusal, request.reply.as_ref()).await;
+                return;
+            }
+            None => {
+                let task = self.task(&id);
+                self.start(id.clone(), task)
+            }
+        };
+        // Tasks that messages open drop what is too much: it never waits for room.
+        if let Err(request) = queue.push(request).await {
+            let message = "the task is behind with its requests; this one is dropped, slow down";
+            let refusal = Refusal::new(Code::TooFast, message);
+            self.services.onboard.refuse(&id, &refusal, request.reply.as_ref()).await;
+        }
     }
 }

@@ -19,6 +19,19 @@ pub enum TtlClass {
     Long,
 }
 
+impl std::str::FromStr for TtlClass {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "general" => Ok(Self::General),
+            "sensitive" => Ok(Self::Sensitive),
+            "long" => Ok(Self::Long),
+            _ => Err("it must be \"general\", \"sensitive\" or \"long\""),
+        }
+    }
+}
+
 /// The longest lifetime a configuration may give a class.
 pub const MAX_LIFETIME: Duration = Duration::from_hours(4);
 

@@ -1,12 +1,13 @@
 //! Collects samples into windows.
 //!
 //! Invariants:
-//! - windows tumble: every sample belongs to exactly one window;
+//! - windows tumble: every sample belongs to at most one window, and to exactly one unless the window
+//!   is begun anew;
 //! - a sample of the wrong width changes nothing;
 //! - samples are wiped when their window is done.
 
 use moai_fhe::{ModelCard, Window, WindowError};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// The window under construction.
 pub struct WindowBuffer {
@@ -34,6 +35,13 @@ impl WindowBuffer {
     #[must_use]
     pub fn plain_len(&self) -> u32 {
         u32::try_from(self.samples * self.channels * size_of::<f64>()).unwrap_or(u32::MAX)
+    }
+
+    /// Forgets the samples of the window under way; returns how many these were.
+    pub fn restart(&mut self) -> usize {
+        let samples = self.values.len() / self.channels.max(1);
+        self.values.zeroize();
+        samples
     }
 
     /// Takes one sample of the right width; returns the window it completes.

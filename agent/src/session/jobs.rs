@@ -12,6 +12,7 @@ use bytes::Bytes;
 use moai_transport::ids::JobNumber;
 use tokio::time::Instant;
 
+use crate::onboard::ReplyTo;
 use crate::spool::SpooledJob;
 
 /// Jobs with the server at a time.
@@ -21,13 +22,14 @@ pub const MAX_WAITING: usize = 1024;
 /// A job the server has not answered for so long is sent again.
 const RESEND_AFTER: Duration = Duration::from_secs(30);
 
-/// When and how long, as far as it was this run of the agent that made the job.
-#[derive(Clone, Copy)]
+/// What is known of a job if it was this run of the agent that made it.
 pub(super) struct Made {
     /// The window's last sample arrived.
     pub at: Instant,
     /// Features and encryption took.
     pub encrypt: Duration,
+    /// Where the outcome is wanted too.
+    pub reply: Option<ReplyTo>,
 }
 
 /// A job that waits.
@@ -41,6 +43,13 @@ pub(super) struct WaitingJob {
     /// Length of the frame that carried it; 0 until it was sent.
     pub frame_len: usize,
     delivery: Delivery,
+}
+
+impl WaitingJob {
+    /// Where its outcome is wanted too.
+    pub(super) fn reply(self) -> Option<ReplyTo> {
+        self.made.and_then(|made| made.reply)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -70,8 +79,8 @@ impl Jobs {
     }
 
     /// Every job leaves.
-    pub(super) fn take_all(&mut self) -> Vec<JobNumber> {
-        std::mem::take(&mut self.0).into_keys().collect()
+    pub(super) fn take_all(&mut self) -> BTreeMap<JobNumber, WaitingJob> {
+        std::mem::take(&mut self.0)
     }
 
     /// How many wait.

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::audit::AuditEvent;
+use crate::onboard::ReplyTo;
 use crate::services::{SeedError, Services};
 use crate::spool::SpoolError;
 use crate::ttl::TtlClass;
@@ -85,6 +86,10 @@ pub struct Input {
     pub plain_len: u32,
     /// When the window's last sample arrived.
     pub arrived: Instant,
+    /// How long its features took.
+    pub features: Duration,
+    /// Where the outcome is wanted too.
+    pub reply: Option<ReplyTo>,
 }
 
 /// What a session tells its task.
@@ -128,9 +133,17 @@ pub struct SessionHandle {
 }
 
 impl SessionHandle {
-    /// Hands an input over; waits while the session is busy. False if it has ended.
-    pub async fn submit(&self, input: Input) -> bool {
-        self.requests.send(SessionRequest::Submit(input)).await.is_ok()
+    /// Waits for a place for a request while the session is busy; `None` if it has ended. May be
+    /// dropped at any time.
+    pub fn place(&self) -> impl Future<Output = Option<mpsc::OwnedPermit<SessionRequest>>> + use<> {
+        let requests = self.requests.clone();
+        async move { requests.reserve_owned().await.ok() }
+    }
+
+    /// Whether it takes nothing more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// Lets the session finish what waits and end.

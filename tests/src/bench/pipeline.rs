@@ -3,14 +3,16 @@
 
 use std::cell::Cell;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use moai_agent::onboard::{Command, Samples, parse};
+use moai_agent::onboard::{Command, Request, Topics};
 use moai_agent::secrets::OsEntropy;
 use moai_agent::spool::Spool;
 use moai_agent::window::WindowBuffer;
 use moai_fhe::{Context, Engine, EvaluationKeys, Levels, ModelCard, Window};
 use moai_transport::frame::FrameKind;
+use moai_transport::link::Message;
 
 use super::Run;
 use super::measure::{Cost, Series, Stopwatch, compare};
@@ -143,16 +145,31 @@ fn encrypt(engine: &dyn Engine, card: &ModelCard, levels: &Levels) -> Result<usi
 /// The window that these onboard messages make.
 fn window(card: &ModelCard, messages: &[Vec<u8>]) -> Result<Window> {
     let mut buffer = WindowBuffer::new(card);
+    let width = NonZeroUsize::new(buffer.channels()).context("the model takes no channels")?;
+    let topics = Topics::new(PREFIX, &[]);
     let mut complete = None;
-    for message in messages {
-        let (_, command) = parse(PREFIX, TOPIC, message).context("not an onboard topic")?;
-        let Ok(Command::Input(Samples(samples))) = command else { bail!("the input is refused") };
-        for sample in &samples {
-            ensure!(sample.len() == buffer.channels(), "a sample of another width");
+    for payload in messages {
+        let message = onboard_message(payload);
+        let (_, _, request) = Request::of(message, &topics).context("not an onboard topic")?;
+        let Ok(Command::Input(samples)) = request.command else { bail!("the input is refused") };
+        let Ok(rows) = samples.rows(width) else { bail!("a sample of another width") };
+        for sample in rows {
             complete = buffer.push(sample)?.or(complete);
         }
     }
     complete.context("the messages make no window")
+}
+
+fn onboard_message(payload: &[u8]) -> Message {
+    Message {
+        topic: TOPIC.to_owned(),
+        payload: payload.to_vec().into(),
+        retained: false,
+        content_type: None,
+        response_topic: None,
+        correlation_data: None,
+        receipt: None,
+    }
 }
 
 /// What the path costs of the time to an answer, which is at least the evaluation's.

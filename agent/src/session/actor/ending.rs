@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 
 use super::{Actor, BUSY_PAUSE};
 use crate::audit::AuditEvent;
+use crate::onboard::Code;
 use crate::session::{EndReason, STOP_PATIENCE, SessionReport, SessionRequest};
 use crate::uplink::SessionEvent;
 
@@ -47,15 +48,16 @@ impl Actor {
         }
         requests.close();
         while let Ok(request) = requests.try_recv() {
-            if let SessionRequest::Submit(_) = request {
+            if let SessionRequest::Submit(input) = request {
                 let message = format!("the window was not encrypted: {}", reason.text());
-                self.refuse(None, "session_ended", message).await;
+                self.refuse(Code::SessionEnded, message, input.reply.as_ref()).await;
             }
         }
         let unanswered = self.jobs.len();
-        for number in self.jobs.take_all() {
+        for (number, job) in self.jobs.take_all() {
             let message = format!("the job was not answered: {}", reason.text());
-            self.refuse(Some(number), "session_ended", message).await;
+            let refusal = self.refusal(Code::SessionEnded, number, message);
+            self.tell(&refusal, job.reply().as_ref()).await;
         }
         let id = self.record.id.clone();
         if let Some(worker) = self.registration.worker().cloned() {

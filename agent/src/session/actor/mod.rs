@@ -23,7 +23,7 @@ use super::jobs::{Jobs, MAX_WAITING, Made};
 use super::registration::{Next, Registration};
 use super::{EndReason, Input, Reports, SessionReport, SessionRequest, StartError};
 use crate::audit::AuditEvent;
-use crate::onboard::Refusal;
+use crate::onboard::Code;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
 use crate::spool::SpooledJob;
@@ -343,23 +343,31 @@ impl Actor {
         if self.jobs.len() >= MAX_WAITING {
             let message =
                 format!("{MAX_WAITING} windows wait for an answer already; this one is dropped");
-            return self.refuse(None, "backlog_full", message).await;
+            return self.refuse(Code::BacklogFull, message, input.reply.as_ref()).await;
         }
         let card = &self.record.facts.card;
+        let started = Instant::now();
         let encrypted = self.engine.encrypt(card, &input.levels, &mut OsEntropy);
-        let made = Made { at: input.arrived, encrypt: input.arrived.elapsed() };
+        let reply = input.reply;
         let body = match encrypted {
             Ok(body) => body,
-            Err(error) => return self.refuse(None, "not_encrypted", error.to_string()).await,
+            Err(error) => {
+                let message = error.to_string();
+                return self.refuse(Code::NotEncrypted, message, reply.as_ref()).await;
+            }
         };
+        let encrypt = input.features + started.elapsed();
         let spooled =
             self.services.spool.append(&self.record.id, body.clone(), input.plain_len).await;
         match spooled {
             Ok(number) => {
                 let job = SpooledJob { number, body, plain_len: input.plain_len };
+                let made = Made { at: input.arrived, encrypt, reply };
                 self.jobs.insert(job, Some(made), Instant::now());
             }
-            Err(error) => self.refuse(None, "not_spooled", error.to_string()).await,
+            Err(error) => {
+                self.refuse(Code::NotSpooled, error.to_string(), reply.as_ref()).await;
+            }
         }
     }
 
@@ -404,12 +412,10 @@ impl Actor {
                 self.jobs.retry(number, Instant::now(), BUSY_PAUSE);
             }
             (_, Some(number)) => {
-                if self.jobs.remove(number).is_some() {
+                if let Some(job) = self.jobs.remove(number) {
                     let message = format!("the server refused the job: {}", error.message);
-                    let session = Some(self.record.id.to_string());
-                    let code = refusal_code(error.code);
-                    let refusal = Refusal { code, message, job: Some(number.0), session };
-                    self.release(number, Err(refusal));
+                    let refusal = self.refusal(refusal_code(error.code), number, message);
+                    self.release(number, Err(refusal), job.reply());
                 }
             }
             // Not about the session's opening, and about no job: somebody else's frame, if anybody's.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Actor;
 use crate::audit::AuditEvent;
-use crate::onboard::{Answer, Bytes, Refusal, Timing, micros};
+use crate::onboard::{Answer, Bytes, Code, Refusal, ReplyTo, Timing, micros};
 
 impl Actor {
     pub(super) fn answer(
@@ -36,25 +36,21 @@ impl Actor {
         let session = self.record.id.to_string();
         let outcome = label.map_err(|error| {
             let message = format!("the server's answer is not usable: {error}");
-            Refusal {
-                code: "bad_result",
-                message,
-                job: Some(number.0),
-                session: Some(session.clone()),
-            }
+            self.refusal(Code::BadResult, number, message)
         });
-        let total = job.made.map(|made| made.at.elapsed());
-        let parts =
-            job.made.zip(compute).zip(total).map(|((made, compute), total)| {
-                total.saturating_sub(made.encrypt + compute + decrypt)
-            });
+        let made = job.made.as_ref();
+        let total = made.map(|made| made.at.elapsed());
+        let parts = made
+            .zip(compute)
+            .zip(total)
+            .map(|((made, compute), total)| total.saturating_sub(made.encrypt + compute + decrypt));
         let outcome = outcome.map(|label| Answer {
             job: number.0,
             session,
             model: self.model.to_string(),
             label,
             timing: Timing {
-                encrypt_us: job.made.map(|made| micros(made.encrypt)),
+                encrypt_us: made.map(|made| micros(made.encrypt)),
                 uplink_us: parts.map(micros),
                 compute_us: compute.map(micros),
                 decrypt_us: micros(decrypt),
@@ -68,18 +64,23 @@ impl Actor {
                 plain: job.plain_len,
             },
         });
-        self.release(number, outcome);
+        self.release(number, outcome, job.reply());
     }
 
     /// Publishes a job's outcome, then drops the job from the spool: in this order, so that a
     /// crash in between repeats an outcome (with the same number) and never loses one.
-    pub(super) fn release(&mut self, number: JobNumber, outcome: Result<Answer, Refusal>) {
+    pub(super) fn release(
+        &mut self,
+        number: JobNumber,
+        outcome: Result<Answer, Refusal>,
+        reply: Option<ReplyTo>,
+    ) {
         let services = Arc::clone(&self.services);
         let (task, session) = (self.record.facts.task.clone(), self.record.id.clone());
         self.releases.spawn(async move {
             let taken = match &outcome {
-                Ok(answer) => services.onboard.answer(&task, answer).await,
-                Err(refusal) => services.onboard.refuse(&task, refusal).await,
+                Ok(answer) => services.onboard.answer(&task, answer, reply.as_ref()).await,
+                Err(refusal) => services.onboard.refuse(&task, refusal, reply.as_ref()).await,
             };
             if !taken {
                 return;
@@ -94,26 +95,31 @@ impl Actor {
         });
     }
 
-    pub(super) async fn refuse(
-        &self,
-        number: Option<JobNumber>,
-        code: &'static str,
-        message: String,
-    ) {
+    /// A refusal that ends a job.
+    pub(super) fn refusal(&self, code: Code, number: JobNumber, message: String) -> Refusal {
         let session = Some(self.record.id.to_string());
-        let refusal = Refusal { code, message, job: number.map(|number| number.0), session };
-        self.services.onboard.refuse(&self.record.facts.task, &refusal).await;
+        Refusal { job: Some(number.0), session, ..Refusal::new(code, message) }
+    }
+
+    /// Refuses a window that has become no job.
+    pub(super) async fn refuse(&self, code: Code, message: String, reply: Option<&ReplyTo>) {
+        let session = Some(self.record.id.to_string());
+        self.tell(&Refusal { session, ..Refusal::new(code, message) }, reply).await;
+    }
+
+    pub(super) async fn tell(&self, refusal: &Refusal, reply: Option<&ReplyTo>) {
+        self.services.onboard.refuse(&self.record.facts.task, refusal, reply).await;
         self.services.board.update(&self.record.facts.task, |status| status.refused += 1);
     }
 }
 
 /// A server's refusal in the onboard API's words.
-pub(super) fn refusal_code(code: ErrorCode) -> &'static str {
+pub(super) fn refusal_code(code: ErrorCode) -> Code {
     match code {
-        ErrorCode::UnknownModel => "unknown_model",
-        ErrorCode::MalformedCiphertext => "malformed_ciphertext",
-        ErrorCode::TooLarge => "too_large",
-        ErrorCode::IdentityMismatch => "identity_mismatch",
-        _ => "server_refused",
+        ErrorCode::UnknownModel => Code::UnknownModel,
+        ErrorCode::MalformedCiphertext => Code::MalformedCiphertext,
+        ErrorCode::TooLarge => Code::TooLarge,
+        ErrorCode::IdentityMismatch => Code::IdentityMismatch,
+        _ => Code::ServerRefused,
     }
 }

@@ -1,0 +1,77 @@
+//! The way of samples into windows and of windows into the task's session.
+//!
+//! Invariants:
+//! - a message is refused whole or taken whole;
+//! - its receipt is confirmed when the session has all windows that it completed.
+
+use moai_transport::link::Receipt;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Task;
+use crate::onboard::{Code, Refusal, ReplyTo, Samples};
+use crate::session::{Input, SessionRequest};
+
+impl Task {
+    pub(super) async fn input(
+        &mut self,
+        samples: &Samples,
+        reply: Option<ReplyTo>,
+        receipt: Option<Receipt>,
+        arrived: Instant,
+    ) {
+        self.receipt = receipt;
+        let refusal = self.collect(samples, reply.as_ref(), arrived).err();
+        if let Some(refusal) = refusal {
+            self.refuse(&refusal, reply.as_ref()).await;
+        }
+        self.confirm();
+    }
+
+    /// Puts the windows that the samples complete where they wait for the session.
+    fn collect(
+        &mut self,
+        samples: &Samples,
+        reply: Option<&ReplyTo>,
+        arrived: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(work) = &mut self.work else { return Err(self.not_open()) };
+        let rows = samples.rows(work.channels).map_err(|refusal| {
+            let names = work.card.window().channels.join(", ");
+            let message = format!("the model takes {names}: {}", refusal.message);
+            Refusal { message, ..refusal }
+        })?;
+        for row in rows {
+            let (started, plain_len) = (Instant::now(), work.window.plain_len());
+            let Some(window) = work.window.push(row).map_err(|error| malformed(&error))? else {
+                continue;
+            };
+            let levels = work.card.levels(&window).map_err(|error| malformed(&error))?;
+            let (features, reply) = (started.elapsed(), reply.cloned());
+            self.pending.push_back(Input { levels, plain_len, arrived, features, reply });
+        }
+        Ok(())
+    }
+
+    /// The session has a place for a window; none if it has ended, and then the next session takes
+    /// the window.
+    pub(super) fn hand_over(&mut self, place: Option<mpsc::OwnedPermit<SessionRequest>>) {
+        let Some(place) = place else { return };
+        if let Some(input) = self.pending.pop_front() {
+            place.send(SessionRequest::Submit(input));
+        }
+        self.confirm();
+    }
+
+    fn confirm(&mut self) {
+        if self.pending.is_empty()
+            && let Some(receipt) = self.receipt.take()
+        {
+            receipt.confirm();
+        }
+    }
+}
+
+fn malformed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Code::Malformed, error.to_string())
+}
