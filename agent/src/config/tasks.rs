@@ -154,8 +154,8 @@ fn task(section: &mut Section<'_>, api: &Topics) -> Option<DeclaredTask> {
     let closable = section.boolean("closable", false);
     let result_topic = section.maybe::<TopicName>("result_topic");
     let trigger = section.maybe::<TopicName>("trigger");
-    let max_age = section.integer("max_age_ms", 1..=MAX_AGE_MS, Some(DEFAULT_AGE_MS));
     let has_max_age = section.has("max_age_ms");
+    let max_age = section.integer("max_age_ms", 1..=MAX_AGE_MS, Some(DEFAULT_AGE_MS));
     let topics = section.sections("topics", |section| topic(section, api));
     let (result_topic, trigger, topics) = (result_topic?, trigger?, topics?);
     if result_topic.as_ref().is_some_and(|topic| api.is_own(topic.as_str())) {

@@ -7,6 +7,7 @@ mod audit;
 mod configuration;
 mod custodians;
 mod custody;
+mod declared;
 mod dishonest;
 mod expiry;
 mod identity;
