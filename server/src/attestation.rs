@@ -24,7 +24,7 @@ use moai_transport::trust::RobotCertificate;
 use tokio::time::Instant;
 
 use crate::refusal::Refused;
-use crate::sessions::SessionKey;
+use crate::store::SessionKey;
 
 /// How long a robot may take for its answer; a TPM needs a second at most.
 pub const CHALLENGE_LIFETIME: Duration = Duration::from_mins(1);
@@ -37,6 +37,8 @@ const MAX_ATTESTED: usize = 65_536;
 pub(crate) struct Opening {
     pub(crate) manifest: Manifest,
     pub(crate) signer: RobotCertificate,
+    /// The number of the open.
+    pub(crate) number: u64,
 }
 
 /// What an open gets.
@@ -79,6 +81,17 @@ impl Attestation {
         &self.enrolments
     }
 
+    /// Whether the robot is attested in this session under the key of this certificate.
+    pub(crate) fn is_attested(
+        &self,
+        key: &SessionKey,
+        signer: &RobotCertificate,
+        now: Instant,
+    ) -> bool {
+        let attested = self.attested.get(key);
+        attested.is_some_and(|it| it.until > now && it.identity_key == signer.public_key)
+    }
+
     /// Lets an attested robot's open through and challenges the others. An open that comes again
     /// gets the challenge it got before, so that an answer on its way stays one.
     pub(crate) fn admit(
@@ -88,13 +101,16 @@ impl Attestation {
         now: Instant,
     ) -> Result<Admission, Refused> {
         let same_key = |identity_key| opening.signer.public_key == identity_key;
-        if self.attested.get(key).is_some_and(|a| a.until > now && same_key(a.identity_key)) {
+        if self.is_attested(key, &opening.signer, now) {
             return Ok(Admission::Attested(Box::new(opening)));
         }
         if let Some(waiting) = self.waiting.get_mut(key)
             && waiting.until > now
             && same_key(waiting.opening.signer.public_key)
         {
+            if opening.number <= waiting.opening.number {
+                return Err(Refused::replayed(waiting.opening.number));
+            }
             waiting.opening = opening;
             return Ok(Admission::Challenged(waiting.challenge));
         }
@@ -266,9 +282,13 @@ fn read(path: &Path) -> Result<Enrolment, EnrolmentsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use moai_transport::chunk;
     use moai_transport::ids::{ContextId, Digest, SessionId};
     use moai_transport::keys::SessionSigningKey;
+
+    static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
     fn opening(identity_key: u8) -> Opening {
         let ttl = Duration::from_mins(1);
@@ -278,7 +298,8 @@ mod tests {
         let identity = "acme.r1".parse().unwrap();
         let public_key = [identity_key; 65];
         let signer = RobotCertificate { identity, public_key, not_before: 0, not_after: 1 };
-        Opening { manifest, signer }
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+        Opening { manifest, signer, number }
     }
 
     fn key(robot: &str, session: u8) -> SessionKey {
@@ -307,6 +328,20 @@ mod tests {
         assert_ne!(challenge(&mut attestation, &key("r1", 2), 1), first);
         assert_ne!(challenge(&mut attestation, &key("r2", 1), 1), first);
         assert_ne!(challenge(&mut attestation, &key("r1", 1), 2), first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_that_waits_is_replaced_by_newer_ones_only() {
+        let mut attestation = attestation();
+        let (old, new) = (opening(1), opening(1));
+        let number = new.number;
+        assert!(attestation.admit(&key("r1", 1), new.clone(), Instant::now()).is_ok());
+        for replayed in [old, new] {
+            let refused = attestation.admit(&key("r1", 1), replayed, Instant::now());
+            assert_eq!(refused.unwrap_err().0, ErrorCode::Replayed);
+        }
+        let waiting = attestation.answered(&key("r1", 1), Instant::now()).unwrap();
+        assert_eq!(waiting.opening.number, number);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,15 +2,23 @@
 //!
 //! Invariant: a [`Config`] only exists if the whole file was understood.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moai_settings::{Section, SettingsError};
-use moai_transport::ids::{Tenant, WorkerGroup};
+use moai_transport::ids::{ModelId, Tenant, WorkerGroup};
+
+use crate::audit::AuditTarget;
+use crate::service::ServiceSettings;
+use crate::store::{Budget, RedisUrl};
+use crate::tenants::TenantRules;
 
 /// Where the configuration lies unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/moai-server/server.toml";
+/// Where sessions are kept unless the configuration says otherwise.
+const DEFAULT_STORE: &str = "/var/lib/moai-server";
 
 /// Everything an operator can set.
 #[derive(Debug)]
@@ -18,21 +26,17 @@ pub struct Config {
     /// Name of the shared subscription all workers of this service use; keep it secret, whoever
     /// knows it and may subscribe could take registrations away.
     pub worker_group: WorkerGroup,
-    /// Tenants that get the catalogue.
-    pub tenants: BTreeSet<Tenant>,
     /// PEM file with the key that signs what this server says; every worker of a group has the same,
     /// and robots are configured with its public half.
     pub signing_key: PathBuf,
     /// Every `*.json` in it is a model.
     pub models_directory: PathBuf,
-    /// The longest a session's keys are kept, whatever its manifest asks for.
-    pub max_ttl: Duration,
-    /// Threads that evaluate.
-    pub threads: usize,
-    /// Sessions held at a time; one takes about 90 MB when its keys are ready.
-    pub max_sessions: usize,
-    /// Jobs that may wait for evaluation.
-    pub max_waiting_jobs: usize,
+    /// Whom it serves, and how far.
+    pub service: ServiceSettings,
+    /// `[store]`: where sessions are kept.
+    pub store: StoreConfig,
+    /// `[audit]`: where it is noted what happened.
+    pub audit: AuditTarget,
     /// `[attestation]`: where the enrolments of robots lie, `{tenant}.{robot}.json`. They are used
     /// only where attestation is required on the command line.
     pub enrolments: PathBuf,
@@ -40,6 +44,23 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Log filter and format.
     pub log: LogConfig,
+}
+
+/// `[store]`
+#[derive(Debug)]
+pub enum StoreConfig {
+    /// In a directory of this machine, for one worker.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// In a Redis or Valkey that workers share.
+    Redis {
+        /// Where it is.
+        url: RedisUrl,
+        /// PEM file with the authorities that sign its certificate; the system's if not set.
+        ca: Option<PathBuf>,
+    },
 }
 
 /// `[broker]`
@@ -82,13 +103,13 @@ impl Config {
 
 fn build(root: &mut Section<'_>) -> Option<Config> {
     let worker_group = root.required::<WorkerGroup>("worker_group");
-    let tenants = root.required_list::<Tenant>("tenants");
     let signing_key = root.required("signing_key");
     let models_directory = root.required("models_directory");
-    let max_ttl = root.integer("max_ttl_seconds", 1..=14400, Some(14400));
-    let threads = root.integer("threads", 1..=256, Some(2));
-    let max_sessions = root.integer("max_sessions", 1..=100_000, Some(64));
-    let max_waiting_jobs = root.integer("max_waiting_jobs", 1..=100_000, Some(256));
+    let service = service(root);
+    let store = root.section("store", store);
+    let audit = root.section("audit", |audit| {
+        Some(audit.maybe("path")?.map_or(AuditTarget::Stdout, AuditTarget::File))
+    });
     let enrolments = root.section("attestation", |attestation| {
         attestation.optional("enrolments", PathBuf::from("/etc/moai-server/robots"))
     });
@@ -118,17 +139,100 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     });
     Some(Config {
         worker_group: worker_group?,
-        tenants: tenants?.into_iter().collect(),
         signing_key: signing_key?,
         models_directory: models_directory?,
-        max_ttl: Duration::from_secs(max_ttl?),
-        threads: usize::try_from(threads?).ok()?,
-        max_sessions: usize::try_from(max_sessions?).ok()?,
-        max_waiting_jobs: usize::try_from(max_waiting_jobs?).ok()?,
+        service: service?,
+        store: store?,
+        audit: audit?,
         enrolments: enrolments?,
         broker: broker?,
         log: log?,
     })
+}
+
+fn service(root: &mut Section<'_>) -> Option<ServiceSettings> {
+    let tenants = root.named_sections("tenants", tenant);
+    let max_ttl = root.integer("max_ttl_seconds", 1..=14400, Some(14400));
+    let threads = root.integer("threads", 1..=256, Some(2));
+    let max_prepared = root.integer("max_prepared", 1..=100_000, Some(16));
+    let max_waiting_jobs = root.integer("max_waiting_jobs", 1..=100_000, Some(256));
+    let tenants: BTreeMap<Tenant, TenantRules> = tenants?.into_iter().collect();
+    if tenants.is_empty() {
+        root.problem("no tenant is served: add a table such as [tenants.acme]");
+        return None;
+    }
+    Some(ServiceSettings {
+        tenants,
+        max_ttl: Duration::from_secs(max_ttl?),
+        threads: usize::try_from(threads?).ok()?,
+        max_prepared: NonZeroUsize::new(usize::try_from(max_prepared?).ok()?)?,
+        max_waiting_jobs: usize::try_from(max_waiting_jobs?).ok()?,
+    })
+}
+
+/// `[tenants.{tenant}]`
+fn tenant(section: &mut Section<'_>) -> Option<TenantRules> {
+    let is_restricted = section.has("models");
+    let models = section.list::<ModelId>("models");
+    let sessions = section.integer("max_sessions", 1..=1_000_000, Some(64));
+    let bytes = section.integer("max_bytes", 1..=1 << 50, Some(4 << 30));
+    let max_jobs = section.integer("max_jobs", 1..=100_000, Some(64));
+    Some(TenantRules {
+        models: models.map(|models| is_restricted.then(|| models.into_iter().collect()))?,
+        budget: Budget { sessions: sessions?, bytes: bytes? },
+        max_jobs: usize::try_from(max_jobs?).ok()?,
+    })
+}
+
+fn store(section: &mut Section<'_>) -> Option<StoreConfig> {
+    let kind = section.text_or::<StoreKind>("kind", "directory");
+    match kind? {
+        StoreKind::Directory => {
+            let path = section.optional("path", PathBuf::from(DEFAULT_STORE))?;
+            Some(StoreConfig::Directory { path })
+        }
+        StoreKind::Redis => {
+            let ca = section.maybe("ca");
+            let url = match (section.maybe("url")?, section.maybe::<UrlFile>("url_file")?) {
+                (Some(url), None) => url,
+                (None, Some(UrlFile(url))) => url,
+                _ => {
+                    section.problem("the store \"redis\" needs either `url` or `url_file`");
+                    return None;
+                }
+            };
+            Some(StoreConfig::Redis { url, ca: ca? })
+        }
+    }
+}
+
+enum StoreKind {
+    Directory,
+    Redis,
+}
+
+impl std::str::FromStr for StoreKind {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "directory" => Ok(Self::Directory),
+            "redis" => Ok(Self::Redis),
+            _ => Err("it must be \"directory\" or \"redis\""),
+        }
+    }
+}
+
+/// A file with the URL, which may hold a password.
+struct UrlFile(RedisUrl);
+
+impl std::str::FromStr for UrlFile {
+    type Err = String;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        let url = RedisUrl::from_file(Path::new(path));
+        url.map(Self).map_err(|error| format!("{path}: {error}"))
+    }
 }
 
 struct LogFilter(String);
@@ -162,26 +266,69 @@ impl std::str::FromStr for LogFormat {
 mod tests {
     use super::*;
 
-    #[test]
-    fn tenants_are_a_list_and_every_mistake_is_named() {
-        let text = "worker_group = 'g'\ntenants = ['acme', 'globex']\nmodels_directory = 'm'\n\
-                    signing_key = 'k'\n[broker]\nhost = 'b'\n";
-        let config = moai_settings::read(Path::new("s.toml"), text, build).unwrap();
-        assert_eq!(config.tenants.len(), 2);
-        assert_eq!(config.enrolments, Path::new("/etc/moai-server/robots"));
+    const SMALLEST: &str = "worker_group = 'g'\nmodels_directory = 'm'\nsigning_key = 'k'\n\
+                            [broker]\nhost = 'b'\n";
 
-        let text = "worker_group = 'a/b'\ntenants = ['Acme']\nthreads = 0\n";
-        let message =
-            moai_settings::read(Path::new("s.toml"), text, build).unwrap_err().to_string();
+    fn read(text: &str) -> Result<Config, SettingsError> {
+        moai_settings::read(Path::new("s.toml"), text, build)
+    }
+
+    #[test]
+    fn tenants_are_tables_with_limits_of_their_own() {
+        let text = format!(
+            "{SMALLEST}[tenants.acme]\n[tenants.globex]\nmodels = ['grasp']\nmax_bytes = 7\n"
+        );
+        let config = read(&text).unwrap();
+        let rules = |tenant: &str| &config.service.tenants[&tenant.parse().unwrap()];
+        assert_eq!(rules("acme").budget, Budget { sessions: 64, bytes: 4 << 30 });
+        assert_eq!(rules("globex").budget.bytes, 7);
+        let grasp = "grasp".parse().unwrap();
+        let other = "other".parse().unwrap();
+        assert!(rules("acme").sees(&other));
+        assert!(rules("globex").sees(&grasp) && !rules("globex").sees(&other));
+        assert_eq!(config.enrolments, Path::new("/etc/moai-server/robots"));
+        assert_eq!(config.audit, AuditTarget::Stdout);
+        let StoreConfig::Directory { path } = config.store else { panic!("another store") };
+        assert_eq!(path, Path::new("/var/lib/moai-server"));
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let text = "worker_group = 'a/b'\nthreads = 0\n[tenants.Acme]\n[tenants.acme]\n\
+                    max_jobs = 0\n[store]\nkind = 'redis'\n";
+        let message = read(text).unwrap_err().to_string();
         for expected in [
             "s.toml:1: `worker_group`",
-            "s.toml:2: `tenants`",
-            "s.toml:3: `threads`",
+            "s.toml:2: `threads`",
+            "s.toml:3: `tenants.Acme`",
+            "s.toml:5: `tenants.acme.max_jobs`",
+            "needs either `url` or `url_file`",
             "`models_directory` is missing",
             "`signing_key` is missing",
             "`broker.host` is missing",
         ] {
             assert!(message.contains(expected), "{expected} is not in:\n{message}");
         }
+        let message = read(SMALLEST).unwrap_err().to_string();
+        assert!(message.contains("no tenant is served"), "{message}");
+    }
+
+    #[test]
+    fn a_password_stays_in_its_file_and_out_of_every_message() {
+        let tenants = "[tenants.acme]\n[store]\nkind = 'redis'\n";
+        let url = "rediss://user:secret@host:6379/0";
+        let config = read(&format!("{SMALLEST}{tenants}url = '{url}'\n")).unwrap();
+        assert!(!format!("{config:?}").contains("secret"));
+        let message = read(&format!("{SMALLEST}{tenants}url = 'secret\u{20}://'\n")).unwrap_err();
+        assert!(!message.to_string().contains("secret"), "{message}");
+
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("url");
+        std::fs::write(&file, format!("{url}\n")).unwrap();
+        let text = format!("{SMALLEST}{tenants}url_file = '{}'\n", file.display());
+        let StoreConfig::Redis { url, .. } = read(&text).unwrap().store else {
+            panic!("another store")
+        };
+        assert!(url.is_tls() && url.has_password());
     }
 }

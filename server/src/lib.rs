@@ -1,14 +1,18 @@
 //! The compute server's parts; the binary `moai-server` composes them.
 //!
-//! In the order data meets them: [`service`] takes frames, [`sessions`] keeps keys for their
-//! time, [`evaluator`] computes [`models`] on ciphertext.
+//! In the order data meets them: [`service`] takes frames, [`store`] keeps keys for their time,
+//! [`engine`] computes [`models`] on ciphertext, and [`audit`] notes what happened.
 
 pub mod attestation;
+pub mod audit;
 pub mod config;
-pub mod evaluator;
+pub mod engine;
+mod evaluator;
 pub mod models;
-mod opens;
+mod prepared;
 mod refusal;
 pub mod service;
-pub mod sessions;
+mod sessions;
 pub mod signing_key;
+pub mod store;
+pub mod tenants;

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use moai_server::attestation::{Attestation, Enrolments};
-use moai_server::config::{self, Config, LogConfig};
-use moai_server::evaluator::Evaluator;
+use moai_server::audit::Audit;
+use moai_server::config::{self, Config, LogConfig, StoreConfig};
+use moai_server::engine::{Engine, TfheEngine};
 use moai_server::models::Models;
-use moai_server::service::{Service, Trust};
+use moai_server::service::{Parts, Service, Trust};
 use moai_server::signing_key;
+use moai_server::store::{DirectoryStore, RedisStore, Store, UnixMillis};
 use moai_settings::SettingsError;
 use moai_transport::ids::WorkerId;
 use moai_transport::link::{self, Endpoint, LinkConfig, Outgoing, Qos};
@@ -23,7 +25,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-const OUTCOME_QUEUE_LEN: usize = 64;
 const MAX_PACKET_LEN: usize = 1024 * 1024;
 
 /// Evaluates models on encrypted sensor readings. It holds evaluation keys for a limited time
@@ -100,6 +101,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(&cli.config)?;
     let signing_key = signing_key::read(&config.signing_key)?;
     let models = Models::load(&config.models_directory)?;
+    check_visible(&config, &models)?;
     let (tls, robots) = credentials(&config)?;
     if let Command::Config(ConfigCommand::Check) = cli.command {
         let names: Vec<String> = models.ids().map(ToString::to_string).collect();
@@ -143,18 +145,36 @@ async fn run(
         .collect();
     let (link, events) = link::spawn(link_config, links.clone());
 
-    let (outcome_sender, outcomes) = mpsc::channel(OUTCOME_QUEUE_LEN);
-    let evaluator = Evaluator::start(config.threads, config.max_waiting_jobs, outcome_sender)?;
     let names: Vec<String> = models.ids().map(ToString::to_string).collect();
-    tracing::info!(%worker, models = ?names, threads = config.threads, "serving");
-    let service = Service::new(worker, config, models, trust, evaluator, link.clone());
-    let service = tokio::spawn(service.run(events, outcomes, stop.clone()));
+    let threads = config.service.threads;
+    tracing::info!(%worker, models = ?names, threads, "serving");
+    let engine = Arc::new(TfheEngine::new(models));
+    let audit = Audit::open(config.audit.clone(), worker.clone(), engine.context())
+        .context("cannot open the audit log")?;
+    let store = open_store(&config)?;
+    let service = Service::new(Parts {
+        worker,
+        settings: config.service,
+        engine,
+        store,
+        trust,
+        audit,
+        clock: UnixMillis::now,
+        link: link.clone(),
+    })?;
+    let (reopen, reopen_log) = mpsc::channel(1);
+    let service = tokio::spawn(service.run(events, reopen_log, stop.clone()));
 
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // One that waits already serves for this one, too.
+            _ = hangup.recv() => drop(reopen.try_send(())),
+        }
     }
     tracing::info!("stopping");
     stop.cancel();
@@ -176,6 +196,33 @@ fn key(command: &KeyCommand) -> anyhow::Result<()> {
     };
     print!("{}", key.public().to_pem());
     Ok(())
+}
+
+/// Every model that a tenant is to see has to be there.
+fn check_visible(config: &Config, models: &Models) -> anyhow::Result<()> {
+    for (tenant, rules) in &config.service.tenants {
+        for model in rules.models.iter().flatten() {
+            anyhow::ensure!(
+                models.get(model).is_some(),
+                "the tenant {tenant} is to see the model {model}, which is not in {}",
+                config.models_directory.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match &config.store {
+        StoreConfig::Directory { path } => Arc::new(DirectoryStore::open(path)?),
+        StoreConfig::Redis { url, ca } => {
+            let read = |path: &PathBuf| {
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+            };
+            let ca = ca.as_ref().map(read).transpose()?;
+            Arc::new(RedisStore::new(url, ca, config.service.tenants.keys().cloned())?)
+        }
+    })
 }
 
 /// Who has to attest: everybody or nobody.

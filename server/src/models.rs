@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moai_fhe::{Model, ModelCard};
+use moai_fhe::Model;
 use moai_transport::ids::ModelId;
 
 const MAX_FILE_LEN: u64 = 8 * 1024 * 1024;
@@ -87,17 +87,5 @@ impl Models {
     /// The ids, sorted.
     pub fn ids(&self) -> impl Iterator<Item = &ModelId> {
         self.0.keys()
-    }
-
-    /// The catalogue as robots read it: the cards in CBOR.
-    ///
-    /// # Panics
-    /// Never: cards hold nothing CBOR cannot say.
-    #[must_use]
-    pub fn catalogue(&self) -> Vec<u8> {
-        let cards: Vec<&ModelCard> = self.0.values().map(|model| model.card()).collect();
-        let mut bytes = Vec::new();
-        ciborium::into_writer(&cards, &mut bytes).expect("cards are plain data");
-        bytes
     }
 }

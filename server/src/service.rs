@@ -1,53 +1,68 @@
-//! The service: one task that owns the sessions and turns frames into answers.
+//! The service: one task that owns the sessions of a worker and turns frames into answers.
 //!
 //! Invariants:
 //! - a frame is used only if the key that has to sign it did, and topic and claims agree on who is
 //!   speaking; before that nothing looks at what it says;
-//! - every answer is signed, and every refusal has a code a robot can act on;
-//! - every refusal goes through [`Service::refuse`] and leaves one line in the log;
+//! - every answer is signed, and every refusal has a code a robot can act on and goes through
+//!   [`Service::refuse`];
+//! - whatever has to outlive the worker is in the store before a robot hears of it;
 //! - logs name sessions, contexts, models and times; never a byte of key or ciphertext.
 
+mod answers;
+mod jobs;
+mod keys;
 mod opening;
+mod upkeep;
 
+use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use moai_fhe::{Context, EvaluationKeys};
-use moai_transport::frame::{
-    Claims, Frame, FrameKind, MAX_FRAME_LIFETIME, Received, Signatory, SignedFrame,
-};
-use moai_transport::ids::{ContextId, Digest, JobNumber, ModelId, WorkerId};
-use moai_transport::keys::ServerSigningKey;
-use moai_transport::link::{Link, LinkEvent, Message, Outgoing, Qos};
-use moai_transport::message::{ErrorBody, ErrorCode, Have, MAX_JOBS, WorkerState};
+use moai_transport::frame::{Frame, FrameKind, Received, Signatory, SignedFrame};
+use moai_transport::ids::{ContextId, JobNumber, Tenant, WorkerId};
+use moai_transport::keys::{ServerSigningKey, SessionPublicKey};
+use moai_transport::link::{Link, LinkEvent, Message};
+use moai_transport::message::ErrorCode;
 use moai_transport::topic::Topic;
 use moai_transport::trust::TrustedRobots;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::keys::Loaded;
 use self::opening::Verdict;
 use crate::attestation::Attestation;
-use crate::config::Config;
-use crate::evaluator::{Evaluator, Job, Outcome};
-use crate::models::Models;
-use crate::opens::Opens;
+use crate::audit::{Audit, Event};
+use crate::engine::Engine;
+use crate::evaluator::{Evaluator, Outcome};
+use crate::prepared::PreparedSets;
 use crate::refusal::Refused;
-use crate::sessions::{KeptJob, Keys, Progress, Seen, Session, SessionKey, Sessions};
+use crate::sessions::{Keys, Session, Sessions};
+use crate::store::{Found, Record, SessionKey, Store, Stored, UnixMillis};
+use crate::tenants::TenantRules;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// An answer nobody fetched for so long is asked for again by the robot anyway.
-const ANSWER_EXPIRY: Duration = Duration::from_mins(1);
-const CATALOGUE_EXPIRY: Duration = MAX_FRAME_LIFETIME;
 /// A catalogue is issued again long before it expires.
 const CATALOGUE_INTERVAL: Duration = Duration::from_hours(6);
+const OUTCOME_QUEUE_LEN: usize = 64;
+/// Sets of keys that are prepared at a time; each takes twice its memory meanwhile.
+const MAX_PREPARING: usize = 2;
 
-/// Keys that were checked and prepared.
-struct Prepared {
-    session: SessionKey,
-    key_digest: Digest,
-    keys: Option<Result<EvaluationKeys, String>>,
+/// What an operator sets for a service.
+#[derive(Debug, Clone)]
+pub struct ServiceSettings {
+    /// Whom it serves, and how far.
+    pub tenants: BTreeMap<Tenant, TenantRules>,
+    /// The longest a session's keys are kept, whatever its manifest asks for.
+    pub max_ttl: Duration,
+    /// Threads that evaluate.
+    pub threads: usize,
+    /// Jobs that may wait for evaluation.
+    pub max_waiting_jobs: usize,
+    /// Sets of keys that are kept in memory, ready for use.
+    pub max_prepared: NonZeroUsize,
 }
 
 /// Who speaks here, and who is believed.
@@ -60,62 +75,94 @@ pub struct Trust {
     pub attestation: Option<Attestation>,
 }
 
-/// The server's one owner of sessions.
+/// What a service is made of.
+pub struct Parts {
+    /// What this run of the worker is called.
+    pub worker: WorkerId,
+    /// What an operator sets.
+    pub settings: ServiceSettings,
+    /// What computes.
+    pub engine: Arc<dyn Engine>,
+    /// Where sessions are kept.
+    pub store: Arc<dyn Store>,
+    /// Who speaks here, and who is believed.
+    pub trust: Trust,
+    /// Where it is noted what happened.
+    pub audit: Audit,
+    /// The wall clock.
+    pub clock: fn() -> UnixMillis,
+    /// Where answers go.
+    pub link: Link,
+}
+
+/// The owner of a worker's sessions.
 pub struct Service {
     worker: WorkerId,
     context: ContextId,
-    config: Config,
-    models: Models,
+    settings: ServiceSettings,
+    engine: Arc<dyn Engine>,
+    store: Arc<dyn Store>,
     signing_key: ServerSigningKey,
     robots: TrustedRobots,
-    opens: Opens,
-    /// None where every robot with a certificate is served.
     attestation: Option<Attestation>,
+    audit: Audit,
+    clock: fn() -> UnixMillis,
     sessions: Sessions,
+    prepared: PreparedSets,
     evaluator: Evaluator,
+    outcomes: mpsc::Receiver<Outcome>,
     link: Link,
-    preparing: JoinSet<Prepared>,
+    loading: JoinSet<Loaded>,
+    /// The sessions whose keys are being loaded.
+    under_load: HashSet<SessionKey>,
+    load_slots: Arc<Semaphore>,
     judging: JoinSet<Verdict>,
     sending: JoinSet<()>,
+    /// Sessions that ended while the store was out of reach.
+    ending: HashSet<SessionKey>,
 }
 
 impl Service {
-    /// A service that answers through `link`.
-    #[must_use]
-    pub fn new(
-        worker: WorkerId,
-        config: Config,
-        models: Models,
-        trust: Trust,
-        evaluator: Evaluator,
-        link: Link,
-    ) -> Self {
+    /// A service that answers through its link.
+    ///
+    /// # Errors
+    /// Threads cannot be started.
+    pub fn new(parts: Parts) -> anyhow::Result<Self> {
+        let Parts { worker, settings, engine, store, trust, audit, clock, link } = parts;
         let Trust { signing_key, robots, attestation } = trust;
-        let sessions = Sessions::new(config.max_sessions);
-        let context = ContextId(Digest(Context::tfhe().digest()));
-        Self {
+        let (sender, outcomes) = mpsc::channel(OUTCOME_QUEUE_LEN);
+        let evaluator = Evaluator::start(settings.threads, settings.max_waiting_jobs, sender)?;
+        Ok(Self {
             worker,
-            context,
-            config,
-            models,
+            context: engine.context(),
+            prepared: PreparedSets::new(settings.max_prepared),
+            settings,
+            engine,
+            store,
             signing_key,
             robots,
-            opens: Opens::default(),
             attestation,
-            sessions,
+            audit,
+            clock,
+            sessions: Sessions::default(),
             evaluator,
+            outcomes,
             link,
-            preparing: JoinSet::new(),
+            loading: JoinSet::new(),
+            under_load: HashSet::new(),
+            load_slots: Arc::new(Semaphore::new(MAX_PREPARING)),
             judging: JoinSet::new(),
             sending: JoinSet::new(),
-        }
+            ending: HashSet::new(),
+        })
     }
 
-    /// Serves until `stop`.
+    /// Serves until `stop`. Whenever something comes through `reopen_log`, the audit log is opened
+    /// again.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<LinkEvent>,
-        mut outcomes: mpsc::Receiver<Outcome>,
+        mut reopen_log: mpsc::Receiver<()>,
         stop: CancellationToken,
     ) {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
@@ -129,72 +176,23 @@ impl Service {
                     Some(LinkEvent::Down(error)) => {
                         tracing::warn!(reason = %error, fatal = error.is_fatal(), "broker link is down");
                     }
-                    Some(LinkEvent::Message(message)) => self.message(&message),
+                    Some(LinkEvent::Message(message)) => self.message(&message).await,
                 },
-                Some(outcome) = outcomes.recv() => self.computed(outcome),
-                Some(Ok(prepared)) = self.preparing.join_next() => self.prepared(prepared),
-                Some(Ok(verdict)) = self.judging.join_next() => self.judged(verdict),
+                Some(outcome) = self.outcomes.recv() => self.computed(outcome),
+                Some(loaded) = self.loading.join_next() => match loaded {
+                    Ok(loaded) => self.loaded(loaded).await,
+                    Err(error) => tracing::error!(%error, "loading keys failed"),
+                },
+                Some(Ok(verdict)) = self.judging.join_next() => self.judged(verdict).await,
                 Some(_) = self.sending.join_next() => {}
+                Some(()) = reopen_log.recv() => self.audit.reopen(),
                 _ = reissue.tick() => self.issue_catalogue(),
-                _ = sweep.tick() => {
-                    let now = Instant::now();
-                    self.opens.expire(unix_now().as_secs());
-                    if let Some(attestation) = &mut self.attestation {
-                        attestation.expire(now);
-                    }
-                    for key in self.sessions.expire(now) {
-                        tracing::info!(identity = %key.identity, session = %key.session, "session expired, keys deleted");
-                    }
-                }
+                _ = sweep.tick() => self.sweep().await,
             }
         }
     }
 
-    fn announce(&mut self) {
-        tracing::info!(worker = %self.worker, "broker link is up");
-        let topic = Topic::WorkerStatus { worker: self.worker.clone() }.to_string();
-        match (WorkerState { worker: self.worker.clone(), up: true }).encode() {
-            Ok(state) => {
-                let outgoing = Outgoing::new(topic, state, Qos::AtLeastOnce);
-                self.publish(Outgoing { retain: true, ..outgoing });
-            }
-            Err(error) => tracing::error!(%error, "the worker status cannot be published"),
-        }
-        self.issue_catalogue();
-    }
-
-    fn issue_catalogue(&mut self) {
-        let (now, body) = (unix_now(), self.models.catalogue());
-        for tenant in self.config.tenants.clone() {
-            let claims = Claims {
-                tenant: Some(tenant.clone()),
-                number: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-                context: Some(self.context),
-                expires_at: (now + CATALOGUE_EXPIRY).as_secs(),
-                ..Claims::default()
-            };
-            let frame = Frame { kind: FrameKind::Models, claims, body: body.clone() };
-            match frame.encode_as_server(&self.signing_key) {
-                Ok(payload) => {
-                    let topic = Topic::Models { tenant }.to_string();
-                    let outgoing = Outgoing::new(topic, payload, Qos::AtLeastOnce);
-                    self.publish(Outgoing { retain: true, ..outgoing });
-                }
-                Err(error) => tracing::error!(%error, "the catalogue cannot be published"),
-            }
-        }
-    }
-
-    fn publish(&mut self, outgoing: Outgoing) {
-        let link = self.link.clone();
-        self.sending.spawn(async move {
-            if let Err(error) = link.publish(outgoing).await {
-                tracing::debug!(%error, "not published; robots ask again");
-            }
-        });
-    }
-
-    fn message(&mut self, message: &Message) {
+    async fn message(&mut self, message: &Message) {
         let Ok(topic) = message.topic.parse::<Topic>() else {
             tracing::warn!(topic = %message.topic, "message on an unknown topic dropped");
             return;
@@ -204,15 +202,14 @@ impl Service {
         let handled = match Received::decode(&message.payload) {
             Err(error) => Err((JobNumber(0), error.into())),
             Ok(Received::Chunk(frame)) => {
-                self.unsigned(&key, &topic, &frame).map_err(|refused| (JobNumber(0), refused))
+                self.unsigned(&key, &topic, &frame).await.map_err(|refused| (JobNumber(0), refused))
             }
             Ok(Received::Signed(signed)) => match signed.kind().signatory() {
-                Some(Signatory::Robot) => signed
-                    .verify_robot(&self.robots, unix_now().as_secs())
-                    .map_err(Refused::from)
-                    .and_then(|verified| self.open(&key, &topic, &verified))
+                Some(Signatory::Robot) => self
+                    .signed_by_robot(&key, &topic, signed)
+                    .await
                     .map_err(|refused| (JobNumber(0), refused)),
-                _ => self.signed(&key, &topic, signed),
+                _ => self.signed_by_session(&key, &topic, signed).await,
             },
         };
         if let Err((number, refused)) = handled {
@@ -220,286 +217,102 @@ impl Service {
         }
     }
 
-    fn unsigned(&mut self, key: &SessionKey, topic: &Topic, frame: &Frame) -> Result<(), Refused> {
+    async fn unsigned(
+        &mut self,
+        key: &SessionKey,
+        topic: &Topic,
+        frame: &Frame,
+    ) -> Result<(), Refused> {
         check_topic(frame, topic)?;
-        self.chunk(key, frame)
+        self.chunk(key, frame).await
+    }
+
+    async fn signed_by_robot(
+        &mut self,
+        key: &SessionKey,
+        topic: &Topic,
+        signed: SignedFrame,
+    ) -> Result<(), Refused> {
+        let verified = signed.verify_robot(&self.robots, (self.clock)().0 / 1000)?;
+        self.open(key, topic, &verified).await
     }
 
     /// A frame that the session's key has to have signed.
-    fn signed(
+    async fn signed_by_session(
         &mut self,
         key: &SessionKey,
         topic: &Topic,
         signed: SignedFrame,
     ) -> Result<(), (JobNumber, Refused)> {
         let refused = |refused| (JobNumber(0), refused);
-        let waiting = || self.attestation.as_ref().and_then(|it| it.session_key(key));
-        let session_key = self.sessions.session_key(key).or_else(waiting);
-        let session_key = session_key.ok_or_else(unknown).map_err(refused)?;
+        let session_key = self.session_key(key).await.map_err(refused)?;
         let frame = signed
-            .verify_session(&session_key, unix_now().as_secs())
+            .verify_session(&session_key, (self.clock)().0 / 1000)
             .map_err(|error| refused(error.into()))?;
         let number = JobNumber(if frame.kind == FrameKind::Job { frame.claims.number } else { 0 });
-        let handled = check_topic(&frame, topic).and_then(|()| match frame.kind {
-            FrameKind::Job => self.job(key, frame),
+        check_topic(&frame, topic).map_err(|refused| (number, refused))?;
+        let handled = match frame.kind {
+            FrameKind::Job => self.job(key, frame).await,
             FrameKind::Attest => self.attest(key, frame.body),
             FrameKind::Delete => {
-                self.delete(key);
+                self.delete(key).await;
                 Ok(())
             }
             other => Err(Refused(ErrorCode::MalformedFrame, format!("robots send no {other:?}"))),
-        });
+        };
         handled.map_err(|refused| (number, refused))
     }
 
-    fn delete(&mut self, key: &SessionKey) {
-        self.opens.delete(key, unix_now().as_secs());
-        if let Some(attestation) = &mut self.attestation {
-            attestation.forget(key);
+    /// What has to sign the frames of a session.
+    async fn session_key(&mut self, key: &SessionKey) -> Result<SessionPublicKey, Refused> {
+        if let Some(session_key) = self.sessions.session_key(key) {
+            return Ok(session_key);
         }
-        if self.sessions.remove(key) {
-            tracing::info!(identity = %key.identity, session = %key.session, "session deleted by its robot, keys deleted");
+        if let Some(session_key) = self.attestation.as_ref().and_then(|it| it.session_key(key)) {
+            return Ok(session_key);
         }
+        Ok(self.session(key).await?.manifest.session_key)
     }
 
-    fn say_have(&mut self, key: &SessionKey) {
-        let Some(session) = self.sessions.get(key, Instant::now()) else { return };
-        let (bitmap, registered) = match &session.keys {
-            Keys::Arriving(receiver) => (receiver.bitmap(), false),
-            // Nothing is missing, yet it is not ready: the robot waits.
-            Keys::Preparing => return,
-            Keys::Ready(_) => (full_bitmap(session.chunks), true),
-        };
-        let have = Have { worker: self.worker.clone(), nonce: session.nonce, bitmap, registered };
-        let topic = Topic::Have { identity: key.identity.clone(), session: key.session.clone() };
-        match have.encode() {
-            Ok(body) => self.send(key, &topic, FrameKind::Have, Claims::default(), body),
-            Err(error) => tracing::error!(%error, "a have cannot be encoded"),
-        }
-    }
-
-    fn chunk(&mut self, key: &SessionKey, frame: &Frame) -> Result<(), Refused> {
-        let session = living(&mut self.sessions, key)?;
-        let Keys::Arriving(receiver) = &mut session.keys else { return Ok(()) };
-        receiver
-            .accept(frame.claims.number, &frame.body)
-            .map_err(|error| Refused(ErrorCode::MalformedFrame, error.to_string()))?;
-        if !receiver.is_complete() {
-            return Ok(());
-        }
-        let Keys::Arriving(receiver) = std::mem::replace(&mut session.keys, Keys::Preparing) else {
-            return Ok(());
-        };
-        let (key, key_digest) = (key.clone(), session.key_digest);
-        self.preparing.spawn_blocking(move || {
-            let prepare = || {
-                let bytes = receiver.into_key().map_err(|error| error.to_string())?;
-                EvaluationKeys::from_bytes(&Context::tfhe(), &bytes)
-                    .map_err(|error| error.to_string())
-            };
-            let keys = std::panic::catch_unwind(std::panic::AssertUnwindSafe(prepare)).ok();
-            Prepared { session: key, key_digest, keys }
-        });
-        Ok(())
-    }
-
-    fn prepared(&mut self, prepared: Prepared) {
-        let Prepared { session: key, key_digest, keys } = prepared;
-        let Some(session) = self.sessions.get(&key, Instant::now()) else { return };
-        if session.key_digest != key_digest {
-            return;
-        }
-        match keys {
-            Some(Ok(keys)) => {
-                session.keys = Keys::Ready(Arc::new(keys));
-                tracing::info!(identity = %key.identity, session = %key.session, "keys registered");
-                self.say_have(&key);
+    /// A session that lives: one of this worker, or else one that the store knows.
+    async fn session(&mut self, key: &SessionKey) -> Result<&mut Session, Refused> {
+        let now = Instant::now();
+        if self.sessions.get(key, now).is_none() {
+            if self.sessions.has_expired(key) {
+                return Err(Refused::ended());
             }
-            Some(Err(error)) => {
-                self.sessions.remove(&key);
-                self.refuse(&key, JobNumber(0), Refused(ErrorCode::MalformedCiphertext, error));
-            }
-            None => {
-                self.sessions.remove(&key);
-                let message = "the keys could not be prepared".to_owned();
-                self.refuse(&key, JobNumber(0), Refused(ErrorCode::Internal, message));
-            }
-        }
-    }
-
-    fn job(&mut self, key: &SessionKey, frame: Frame) -> Result<(), Refused> {
-        let number = JobNumber(frame.claims.number);
-        let session = living(&mut self.sessions, key)?;
-        let Keys::Ready(keys) = &session.keys else {
-            return Err(Refused(ErrorCode::UnknownSession, "its keys are not here yet".to_owned()));
-        };
-        let input = Digest::of(&frame.body);
-        match session.seen(number) {
-            Seen::New => {}
-            Seen::Kept(job) if job.input != input => {
-                let message = format!("job {number} has another input than before");
-                return Err(Refused(ErrorCode::NumberReused, message));
-            }
-            Seen::Kept(job) => {
-                if let Progress::Computed { model, body, compute } = job.progress.clone() {
-                    self.say_result(key, number, model, body.to_vec(), compute);
+            self.rules(&key.identity.tenant)?;
+            match self.store.find(key, (self.clock)()).await? {
+                Found::Session(stored) if self.is_admitted(&stored.record) => {
+                    self.take_over(key, stored);
                 }
-                return Ok(());
-            }
-            Seen::Used => {
-                let message = format!("job {number} was answered, and its answer is not kept");
-                return Err(Refused(ErrorCode::Replayed, message));
-            }
-            Seen::Never => {
-                let message = format!("a session has jobs 1 to {MAX_JOBS}; open another");
-                return Err(Refused(ErrorCode::TooLarge, message));
+                Found::Ended => return Err(Refused::ended()),
+                Found::Session(_) | Found::Nothing => {}
             }
         }
-        let id = frame.claims.model.clone();
-        let model = id.as_ref().and_then(|id| self.models.get(id));
-        let (Some(id), Some(model)) = (id, model) else {
-            let models: Vec<String> = self.models.ids().map(ToString::to_string).collect();
-            let message = format!("the models here are: {}", models.join(", "));
-            return Err(Refused(ErrorCode::UnknownModel, message));
-        };
-        if frame.claims.context.as_ref() != Some(&session.context) {
-            let message = "the job's context is not its session's".to_owned();
-            return Err(Refused(ErrorCode::MalformedFrame, message));
-        }
-        let job = Job {
-            session: key.clone(),
-            number,
-            model: Arc::clone(model),
-            keys: Arc::clone(keys),
-            body: frame.body,
-        };
-        if !self.evaluator.submit(job) {
-            return Err(Refused(ErrorCode::Busy, "too many jobs wait".to_owned()));
-        }
-        session.note(number, KeptJob { input, progress: Progress::Computing(id) });
-        Ok(())
+        self.sessions.get(key, now).ok_or_else(Refused::unknown)
     }
 
-    fn computed(&mut self, outcome: Outcome) {
-        let Outcome { session: key, number, result, compute } = outcome;
-        let Some(session) = self.sessions.get(&key, Instant::now()) else { return };
-        let Some(KeptJob { input, progress: Progress::Computing(model) }) =
-            session.kept(number).cloned()
-        else {
-            return;
-        };
-        let millis = compute.as_millis();
-        match result {
-            Some(Ok(body)) => {
-                tracing::info!(
-                    identity = %key.identity, session = %key.session, job = number.0, %model,
-                    context = %self.context, compute_ms = millis, "job computed"
-                );
-                let kept = Arc::new(body.clone());
-                let progress = Progress::Computed { model: model.clone(), body: kept, compute };
-                session.note(number, KeptJob { input, progress });
-                self.say_result(&key, number, model, body, compute);
-            }
-            Some(Err(error)) => {
-                session.forget(number);
-                let refused = Refused(ErrorCode::MalformedCiphertext, error.to_string());
-                self.refuse(&key, number, refused);
-            }
-            None => {
-                session.forget(number);
-                let message = "the evaluation failed".to_owned();
-                self.refuse(&key, number, Refused(ErrorCode::Internal, message));
-            }
+    /// Whether the robot of a stored session showed all that this worker asks for.
+    fn is_admitted(&self, record: &Record) -> bool {
+        self.attestation.is_none() || record.attested.is_some()
+    }
+
+    /// Goes on with a session that the store has and this worker has not.
+    fn take_over(&mut self, key: &SessionKey, stored: Stored) {
+        let Stored { record, held } = stored;
+        let now = (self.clock)();
+        let expires = Instant::now() + record.expires_at.since(now);
+        let registered = record.registered && held.is_complete();
+        tracing::info!(identity = %key.identity, session = %key.session, registered, "session taken over");
+        self.audit.record(key, now, &Event::TakenOver { registered });
+        let is_complete = held.is_complete();
+        let keys = if registered { Keys::Ready } else { Keys::Arriving(held) };
+        self.sessions.insert(key.clone(), Session::new(record.manifest, expires, keys));
+        if is_complete {
+            self.load(key);
         }
     }
-
-    fn say_result(
-        &mut self,
-        key: &SessionKey,
-        number: JobNumber,
-        model: ModelId,
-        body: Vec<u8>,
-        compute: Duration,
-    ) {
-        let claims = Claims {
-            number: number.0,
-            model: Some(model),
-            compute_micros: u64::try_from(compute.as_micros()).ok(),
-            ..Claims::default()
-        };
-        let topic = Topic::Result { identity: key.identity.clone(), session: key.session.clone() };
-        self.send(key, &topic, FrameKind::Result, claims, body);
-    }
-
-    fn refuse(&mut self, key: &SessionKey, number: JobNumber, Refused(code, message): Refused) {
-        tracing::warn!(
-            identity = %key.identity, session = %key.session, job = number.0, ?code, %message,
-            "refused"
-        );
-        let body = match ErrorBody::new(code, message).encode() {
-            Ok(body) => body,
-            Err(error) => return tracing::error!(%error, "a refusal cannot be encoded"),
-        };
-        let claims = Claims { number: number.0, ..Claims::default() };
-        let topic = Topic::Error { identity: key.identity.clone(), session: key.session.clone() };
-        self.send(key, &topic, FrameKind::Error, claims, body);
-    }
-
-    fn send(
-        &mut self,
-        key: &SessionKey,
-        topic: &Topic,
-        kind: FrameKind,
-        claims: Claims,
-        body: Vec<u8>,
-    ) {
-        let claims = Claims {
-            identity: Some(key.identity.clone()),
-            session: Some(key.session.clone()),
-            context: Some(self.context),
-            expires_at: (unix_now() + ANSWER_EXPIRY).as_secs(),
-            ..claims
-        };
-        match (Frame { kind, claims, body }).encode_as_server(&self.signing_key) {
-            Ok(payload) => {
-                let outgoing = Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce);
-                self.publish(Outgoing { expiry: Some(ANSWER_EXPIRY), ..outgoing });
-            }
-            Err(error) => {
-                tracing::error!(%error, session = %key.session, "an answer cannot be encoded");
-            }
-        }
-    }
-}
-
-fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-fn full_bitmap(chunks: usize) -> Vec<u8> {
-    let mut bitmap = vec![0xff; chunks.div_ceil(8)];
-    if let (Some(last), rest @ 1..) = (bitmap.last_mut(), chunks % 8) {
-        *last = (1 << rest) - 1;
-    }
-    bitmap
-}
-
-/// The session, if its time is not over.
-fn living<'s>(sessions: &'s mut Sessions, key: &SessionKey) -> Result<&'s mut Session, Refused> {
-    let has_expired = sessions.has_expired(key);
-    sessions.get(key, Instant::now()).ok_or_else(|| {
-        if has_expired {
-            let message = "the session's time is over; open another".to_owned();
-            Refused(ErrorCode::ExpiredSession, message)
-        } else {
-            unknown()
-        }
-    })
-}
-
-fn unknown() -> Refused {
-    let message = "the session is unknown here; open it again".to_owned();
-    Refused(ErrorCode::UnknownSession, message)
 }
 
 fn check_topic(frame: &Frame, topic: &Topic) -> Result<(), Refused> {

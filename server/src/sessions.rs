@@ -1,60 +1,53 @@
-//! The sessions this server holds keys for, in memory.
+//! The sessions this worker serves: what it has to know beside what the store keeps.
 //!
 //! Invariants:
 //! - a session belongs to the robot that opened it; the key of the table holds both, so one
 //!   robot's frame never reaches another's session;
-//! - after its time a session is gone, with its keys and its results;
+//! - after its time a session is gone, with its results;
 //! - a number is good for one job: which numbers were used is known for as long as the session
-//!   lives, and a number is never computed again with another input;
+//!   lives here, and a number is never computed again with another input;
 //! - results are kept for a few jobs, so that a job that is sent twice is computed once.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_fhe::EvaluationKeys;
-use moai_transport::chunk::ChunkReceiver;
-use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId};
+use moai_transport::ids::{Digest, JobNumber, ModelId, Tenant};
 use moai_transport::keys::SessionPublicKey;
-use moai_transport::message::MAX_JOBS;
+use moai_transport::message::{MAX_JOBS, Manifest};
 use tokio::time::Instant;
+
+use crate::evaluator::Job;
+use crate::store::{Held, SessionKey};
 
 /// Names of expired sessions kept.
 const KEPT_EXPIRED: usize = 1024;
 /// Results kept for each session.
 const KEPT_RESULTS: usize = 64;
 
-/// Whose session it is, and which.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SessionKey {
-    /// The robot.
-    pub identity: Identity,
-    /// Its session.
-    pub session: SessionId,
-}
-
 /// How far the session's keys are.
-pub enum Keys {
-    /// Chunks are arriving.
-    Arriving(ChunkReceiver),
-    /// They are being checked and prepared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// Chunks are arriving; these are stored.
+    Arriving(Held),
+    /// All are stored and are being checked and prepared for the first time.
     Preparing,
-    /// Ready to evaluate.
-    Ready(Arc<EvaluationKeys>),
+    /// Registered: this worker or another one has checked them.
+    Ready,
 }
 
 /// A job that waits, is being computed, or was lately.
 #[derive(Clone)]
-pub struct KeptJob {
+pub(crate) struct KeptJob {
     /// Digest of its encrypted input; another digest is another job.
-    pub input: Digest,
+    pub(crate) input: Digest,
     /// How far it is.
-    pub progress: Progress,
+    pub(crate) progress: Progress,
 }
 
 /// How far a job is.
 #[derive(Clone)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// It waits or is being computed.
     Computing(ModelId),
     /// Its result, to be sent again if asked.
@@ -69,7 +62,7 @@ pub enum Progress {
 }
 
 /// What the number of a job is to a session.
-pub enum Seen<'s> {
+pub(crate) enum Seen<'s> {
     /// It is new.
     New,
     /// It is that of a job the session still knows.
@@ -81,47 +74,28 @@ pub enum Seen<'s> {
 }
 
 /// One session.
-pub struct Session {
-    /// What signs its frames.
-    pub session_key: SessionPublicKey,
-    /// Digest of its keys; another digest is another upload.
-    pub key_digest: Digest,
-    /// The context of its keys.
-    pub context: ContextId,
-    /// How many chunks its keys have.
-    pub chunks: usize,
-    /// The nonce of the newest `open`.
-    pub nonce: u64,
+pub(crate) struct Session {
+    /// The manifest of its newest open.
+    pub(crate) manifest: Manifest,
     /// When it ends.
-    pub expires: Instant,
+    pub(crate) expires: Instant,
     /// Its keys.
-    pub keys: Keys,
+    pub(crate) keys: Keys,
+    /// Jobs that wait until its keys are in memory.
+    pub(crate) waiting: Vec<Job>,
     jobs: BTreeMap<JobNumber, KeptJob>,
     /// Bit `i % 64` of word `i / 64` is set if number `i` was used.
     used: Vec<u64>,
 }
 
 impl Session {
-    /// A session whose keys are arriving.
-    #[must_use]
-    pub fn new(receiver: ChunkReceiver, nonce: u64, expires: Instant) -> Self {
-        let manifest = receiver.manifest();
-        Self {
-            session_key: manifest.session_key,
-            key_digest: manifest.key_digest,
-            context: manifest.context,
-            chunks: manifest.chunk_digests.len(),
-            nonce,
-            expires,
-            keys: Keys::Arriving(receiver),
-            jobs: BTreeMap::new(),
-            used: Vec::new(),
-        }
+    pub(crate) fn new(manifest: Manifest, expires: Instant, keys: Keys) -> Self {
+        let (waiting, jobs, used) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { manifest, expires, keys, waiting, jobs, used }
     }
 
     /// What is known of a job of this number.
-    #[must_use]
-    pub fn seen(&self, number: JobNumber) -> Seen<'_> {
+    pub(crate) fn seen(&self, number: JobNumber) -> Seen<'_> {
         let Some((word, bit)) = place(number) else { return Seen::Never };
         match self.jobs.get(&number) {
             Some(job) => Seen::Kept(job),
@@ -131,13 +105,12 @@ impl Session {
     }
 
     /// A job that is kept.
-    #[must_use]
-    pub fn kept(&self, number: JobNumber) -> Option<&KeptJob> {
+    pub(crate) fn kept(&self, number: JobNumber) -> Option<&KeptJob> {
         self.jobs.get(&number)
     }
 
     /// Notes a job; forgets the oldest computed ones beyond the limit, but not their numbers.
-    pub fn note(&mut self, number: JobNumber, job: KeptJob) {
+    pub(crate) fn note(&mut self, number: JobNumber, job: KeptJob) {
         let Some((word, bit)) = place(number) else { return };
         if self.used.len() <= word {
             self.used.resize(word + 1, 0);
@@ -158,13 +131,19 @@ impl Session {
     }
 
     /// Forgets a job that could not be computed: its robot may send it again.
-    pub fn forget(&mut self, number: JobNumber) {
+    pub(crate) fn forget(&mut self, number: JobNumber) {
         self.jobs.remove(&number);
         if let Some((word, bit)) = place(number)
             && let Some(word) = self.used.get_mut(word)
         {
             *word &= !bit;
         }
+    }
+
+    /// Jobs that wait or are being computed.
+    fn under_way(&self) -> usize {
+        let is_under_way = |job: &&KeptJob| matches!(job.progress, Progress::Computing(_));
+        self.jobs.values().filter(is_under_way).count()
     }
 }
 
@@ -175,58 +154,55 @@ fn place(number: JobNumber) -> Option<(usize, u64)> {
 }
 
 /// All sessions.
-pub struct Sessions {
+#[derive(Default)]
+pub(crate) struct Sessions {
     table: HashMap<SessionKey, Session>,
-    limit: usize,
     /// The sessions that expired last and their keys, so that their robots hear why they are not
     /// served.
     expired: VecDeque<(SessionKey, SessionPublicKey)>,
 }
 
 impl Sessions {
-    /// No sessions yet, at most `limit`.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { table: HashMap::new(), limit, expired: VecDeque::new() }
-    }
-
     /// A living session.
-    pub fn get(&mut self, key: &SessionKey, now: Instant) -> Option<&mut Session> {
+    pub(crate) fn get(&mut self, key: &SessionKey, now: Instant) -> Option<&mut Session> {
         self.table.get_mut(key).filter(|session| session.expires > now)
     }
 
     /// Whether a session was here until its time was over.
-    #[must_use]
-    pub fn has_expired(&self, key: &SessionKey) -> bool {
+    pub(crate) fn has_expired(&self, key: &SessionKey) -> bool {
         self.expired.iter().any(|(expired, _)| expired == key)
     }
 
     /// What signs the frames of a session that is here, or was until its time was over.
-    #[must_use]
-    pub fn session_key(&self, key: &SessionKey) -> Option<SessionPublicKey> {
+    pub(crate) fn session_key(&self, key: &SessionKey) -> Option<SessionPublicKey> {
         let expired = || self.expired.iter().rev().find(|(expired, _)| expired == key);
-        let live = self.table.get(key).map(|session| session.session_key);
+        let live = self.table.get(key).map(|session| session.manifest.session_key);
         live.or_else(|| expired().map(|(_, session_key)| *session_key))
     }
 
-    /// Whether no further session can be taken.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.table.len() >= self.limit
+    /// The sessions that are here.
+    pub(crate) fn names(&self) -> Vec<SessionKey> {
+        self.table.keys().cloned().collect()
+    }
+
+    /// Jobs of a tenant that wait or are being computed.
+    pub(crate) fn under_way(&self, tenant: &Tenant) -> usize {
+        let sessions = self.table.iter().filter(|(key, _)| key.identity.tenant == *tenant);
+        sessions.map(|(_, session)| session.under_way()).sum()
     }
 
     /// Takes a session in.
-    pub fn insert(&mut self, key: SessionKey, session: Session) {
+    pub(crate) fn insert(&mut self, key: SessionKey, session: Session) {
         self.table.insert(key, session);
     }
 
-    /// Drops a session and its keys.
-    pub fn remove(&mut self, key: &SessionKey) -> bool {
-        self.table.remove(key).is_some()
+    /// Drops a session.
+    pub(crate) fn remove(&mut self, key: &SessionKey) -> Option<Session> {
+        self.table.remove(key)
     }
 
     /// Drops every session whose time is over and returns their names.
-    pub fn expire(&mut self, now: Instant) -> Vec<SessionKey> {
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<SessionKey> {
         let over: Vec<SessionKey> = self
             .table
             .iter()
@@ -235,7 +211,7 @@ impl Sessions {
             .collect();
         for key in &over {
             if let Some(session) = self.table.remove(key) {
-                self.expired.push_back((key.clone(), session.session_key));
+                self.expired.push_back((key.clone(), session.manifest.session_key));
             }
         }
         let excess = self.expired.len().saturating_sub(KEPT_EXPIRED);
@@ -248,6 +224,7 @@ impl Sessions {
 mod tests {
     use super::*;
     use moai_transport::chunk;
+    use moai_transport::ids::{ContextId, SessionId};
     use moai_transport::keys::SessionSigningKey;
 
     fn computing() -> KeptJob {
@@ -262,52 +239,49 @@ mod tests {
     }
 
     fn session(expires: Instant) -> Session {
-        let key = vec![7; 300_000];
+        let context = ContextId(Digest([0; 32]));
         let ttl = Duration::from_mins(1);
         let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
-        let context = ContextId(Digest([0; 32]));
-        let manifest = chunk::manifest(context, ttl, session_key, &key, 1).unwrap();
-        Session::new(ChunkReceiver::new(manifest, 1_000_000).unwrap(), 1, expires)
+        let manifest = chunk::manifest(context, ttl, session_key, &[7; 300_000], 1).unwrap();
+        Session::new(manifest, expires, Keys::Ready)
     }
 
     fn key(robot: &str) -> SessionKey {
-        SessionKey {
-            identity: format!("acme.{robot}").parse().unwrap(),
-            session: SessionId::new(1, [0; 10]),
-        }
+        SessionKey { identity: robot.parse().unwrap(), session: SessionId::new(1, [0; 10]) }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_is_gone_when_its_time_is_over() {
         let now = Instant::now();
         let end = now + Duration::from_mins(1);
-        let mut sessions = Sessions::new(8);
-        sessions.insert(key("r1"), session(end));
-        assert!(sessions.get(&key("r1"), now).is_some());
-        assert!(sessions.get(&key("r1"), end).is_none());
-        assert!(!sessions.has_expired(&key("r1")));
-        assert_eq!(sessions.expire(end), [key("r1")]);
-        assert!(sessions.has_expired(&key("r1")));
-        assert!(sessions.get(&key("r1"), now).is_none());
+        let mut sessions = Sessions::default();
+        sessions.insert(key("acme.r1"), session(end));
+        assert!(sessions.get(&key("acme.r1"), now).is_some());
+        assert!(sessions.get(&key("acme.r1"), end).is_none());
+        assert!(!sessions.has_expired(&key("acme.r1")));
+        assert_eq!(sessions.expire(end), [key("acme.r1")]);
+        assert!(sessions.has_expired(&key("acme.r1")));
+        assert!(sessions.get(&key("acme.r1"), now).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_same_session_id_of_another_robot_is_another_session() {
         let now = Instant::now();
-        let mut sessions = Sessions::new(8);
-        sessions.insert(key("r1"), session(now + Duration::from_mins(1)));
-        assert!(sessions.get(&key("r2"), now).is_none());
+        let mut sessions = Sessions::default();
+        sessions.insert(key("acme.r1"), session(now + Duration::from_mins(1)));
+        assert!(sessions.get(&key("acme.r2"), now).is_none());
+        assert!(sessions.get(&key("globex.r1"), now).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_expired_sessions_key_is_known_for_a_while() {
-        let (now, mut sessions) = (Instant::now(), Sessions::new(8));
-        sessions.insert(key("r1"), session(now));
-        let session_key = sessions.session_key(&key("r1"));
+        let (now, mut sessions) = (Instant::now(), Sessions::default());
+        sessions.insert(key("acme.r1"), session(now));
+        let session_key = sessions.session_key(&key("acme.r1"));
         assert!(session_key.is_some());
         sessions.expire(now);
-        assert_eq!(sessions.session_key(&key("r1")), session_key);
-        assert_eq!(sessions.session_key(&key("r2")), None);
+        assert_eq!(sessions.session_key(&key("acme.r1")), session_key);
+        assert_eq!(sessions.session_key(&key("acme.r2")), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -343,5 +317,22 @@ mod tests {
             session.note(JobNumber(number), computing());
             assert!(matches!(session.seen(JobNumber(number)), Seen::Never));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_under_way_are_counted_by_tenant() {
+        let now = Instant::now();
+        let mut sessions = Sessions::default();
+        for (robot, jobs) in [("acme.r1", 2), ("acme.r2", 1), ("globex.r1", 4)] {
+            let mut session = session(now + Duration::from_mins(1));
+            for number in 1..=jobs {
+                session.note(JobNumber(number), computing());
+            }
+            sessions.insert(key(robot), session);
+        }
+        let under_way = |sessions: &Sessions| sessions.under_way(&"acme".parse().unwrap());
+        assert_eq!(under_way(&sessions), 3);
+        sessions.get(&key("acme.r1"), now).unwrap().forget(JobNumber(2));
+        assert_eq!(under_way(&sessions), 2);
     }
 }

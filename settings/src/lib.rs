@@ -321,6 +321,43 @@ impl<'t> Section<'t> {
         self.build(self.path(key), offset, table, build)
     }
 
+    /// Tables within this one that have names of their own (`[key.name]`), each read by `build`;
+    /// absent means none.
+    pub fn named_sections<N: FromStr, T>(
+        &mut self,
+        key: &'static str,
+        mut build: impl FnMut(&mut Section<'_>) -> Option<T>,
+    ) -> Option<Vec<(N, T)>>
+    where
+        N::Err: fmt::Display,
+    {
+        let table = match self.take(key) {
+            None => return Some(Vec::new()),
+            Some((_, DeValue::Table(table))) => table,
+            Some((offset, _)) => {
+                return self.wrong(offset, key, format_args!("must be tables: [{key}.name]"));
+            }
+        };
+        let mut items = Some(Vec::new());
+        for (name, value) in table {
+            let offset = name.span().start;
+            let path = format!("{key}.{}", name.get_ref());
+            let parsed = name.get_ref().parse().map_or_else(
+                |error| self.wrong(offset, &path, format_args!("is not usable: {error}")),
+                Some,
+            );
+            let value = match value.into_inner() {
+                DeValue::Table(table) => self.build(self.path(&path), offset, table, &mut build),
+                _ => self.wrong(offset, &path, format_args!("must be a table: [{path}]")),
+            };
+            items = items.zip(parsed.zip(value)).map(|(mut list, item)| {
+                list.push(item);
+                list
+            });
+        }
+        items
+    }
+
     /// An array of tables (`[[key]]`), each read by `build`; absent means empty.
     pub fn sections<T>(
         &mut self,
@@ -432,6 +469,23 @@ mod tests {
         for expected in ["t:1: `n` is not", "t:2: `l` is not", "known keys: l, n"] {
             assert!(message.contains(expected), "{expected} is not in:\n{message}");
         }
+    }
+
+    #[test]
+    fn tables_with_names_are_read_with_their_names() {
+        let build = |root: &mut Section<'_>| {
+            root.named_sections::<u8, _>("n", |entry| entry.integer("v", 1..=9, Some(1)))
+        };
+        let path = Path::new("t");
+        assert_eq!(read(path, "", build).unwrap(), []);
+        let text = "[n.7]\n[n.8]\nv = 2\n";
+        assert_eq!(read(path, text, build).unwrap(), [(7, 1), (8, 2)]);
+        let message = read(path, "[n.x]\n[n.7]\nv = 0\nw = 1\n", build).unwrap_err().to_string();
+        for expected in ["t:1: `n.x` is not usable", "t:3: `n.7.v` must", "t:4: `n.7.w` is unknown"]
+        {
+            assert!(message.contains(expected), "{expected} is not in:\n{message}");
+        }
+        assert!(read(path, "n = 1", build).unwrap_err().to_string().contains("[n.name]"));
     }
 
     #[test]

@@ -42,14 +42,18 @@ impl Compute {
         let mut settings = Settings::default();
         settings.overlay(&format!(
             "worker_group = \"test-workers\"\n\
-             tenants = [\"acme\", \"globex\"]\n\
              models_directory = {models}\n\
              signing_key = {signing_key}\n\
+             [tenants.acme]\n[tenants.globex]\n\
+             [store]\npath = {store}\n\
+             [audit]\npath = {audit}\n\
              [broker]\nhost = \"localhost\"\nport = {broker_port}\n\
              ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
              [log]\nlevel = \"trace\"\n",
             models = quoted(models),
             signing_key = quoted(&pki.signing_key()),
+            store = quoted(&directory.join("store")),
+            audit = quoted(&directory.join("audit.jsonl")),
             ca = quoted(&credentials.ca),
             certificate = quoted(&credentials.certificate),
             key = quoted(&credentials.key),
@@ -72,6 +76,18 @@ impl Compute {
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.directory.join("server.toml")
+    }
+
+    /// Where sessions are kept, unless the configuration was changed.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.directory.join("store")
+    }
+
+    /// The audit log, unless the configuration was changed.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        self.directory.join("audit.jsonl")
     }
 
     /// Changes the configuration; it counts from the next start on.

@@ -258,7 +258,8 @@ impl Builder {
         let operator = uplink_client(&broker, &pki, OPERATOR).await?;
         operator.subscribe(WORKER_STATUS).await?;
         let mut server_toml = self.server_toml;
-        server_toml.insert(0, format!("tenants = {:?}", tenants(&acl)));
+        let tenants = tenants(&acl).iter().map(|tenant| format!("[tenants.{tenant}]\n")).collect();
+        server_toml.insert(0, tenants);
         let compute = Compute::new(
             &directory.join("server"),
             broker.port(),

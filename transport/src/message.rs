@@ -222,7 +222,7 @@ impl Challenge {
 pub enum ErrorCode {
     /// The worker has no such session: open it again.
     UnknownSession,
-    /// The session's time is over: open another.
+    /// The session's time is over, or it was deleted: open another.
     ExpiredSession,
     /// The server has no such model, or not for this tenant or context.
     UnknownModel,
@@ -237,8 +237,8 @@ pub enum ErrorCode {
     /// The frame's time is over, or too far ahead: the clocks of robot and server differ, or it was
     /// held back on its way. The message tells the server's time.
     ExpiredFrame,
-    /// The open is not newer than the newest of its session, or the session was deleted; or the job
-    /// was answered already, and its answer is no longer kept.
+    /// The open is not newer than the newest of its session; or the job was answered already, and its
+    /// answer is no longer kept.
     Replayed,
     /// The job has the number of another job of the session.
     NumberReused,

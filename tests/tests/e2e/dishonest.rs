@@ -86,7 +86,8 @@ async fn a_result_of_another_session_is_none_of_this_one() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replayed_open_takes_no_slot() -> Result<()> {
-    let stage = start(World::builder().agent_stopped().server_toml("max_sessions = 1")).await?;
+    let one = "[tenants.acme]\nmax_sessions = 1\n";
+    let stage = start(World::builder().agent_stopped().server_toml(one)).await?;
     let robot = Played::new(&stage).await?;
     let minute = Duration::from_mins(1);
     let first = robot.open_bytes(1, minute)?;
@@ -102,11 +103,11 @@ async fn a_replayed_open_takes_no_slot() -> Result<()> {
 
     robot.publish(&robot.delete(), robot.delete_bytes()?).await?;
     let server = stage.compute.process()?;
-    server.wait_for_line("session deleted by its robot", SLOW).await?;
+    server.wait_for_line("session and keys deleted", SLOW).await?;
     for number in [1, 4] {
         let open = robot.open_bytes(number, minute)?;
         let refused = robot.refused(&robot.open(), open).await?;
-        assert_eq!(refused, (ErrorCode::Replayed, 0), "open {number} of a deleted session");
+        assert_eq!(refused, (ErrorCode::ExpiredSession, 0), "open {number} of a deleted session");
     }
     // Another robot's session, or this one's next, finds the one slot free.
     let next = Played { session: subject::session(1), ..Played::new(&stage).await? };

@@ -56,8 +56,7 @@ async fn an_agent_killed_while_its_keys_go_up_finishes_the_upload_after_its_rest
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_server_restart_the_keys_go_up_again_and_the_outstanding_job_is_answered()
--> Result<()> {
+async fn a_restarted_server_has_the_keys_and_the_outstanding_job_is_answered() -> Result<()> {
     let mut stage = start(World::builder()).await?;
     stage.watch_uplink().await?;
     let session = stage.open_arm().await?;
@@ -67,6 +66,28 @@ async fn after_a_server_restart_the_keys_go_up_again_and_the_outstanding_job_is_
     stage.job_under_way().await?;
 
     stage.compute.kill().await?;
+    let world = &mut *stage;
+    world.compute.start(&world.operator).await?;
+
+    assert_eq!(stage.active_session().await?, session);
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
+    assert_eq!(numbers(&stage.close_arm().await?), [1]);
+    assert_eq!(frames(&stage.operator, FrameKind::Chunk).len(), uploaded, "keys went up again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_its_store_gets_the_keys_again_and_the_job_is_answered() -> Result<()> {
+    let mut stage = start(World::builder()).await?;
+    stage.watch_uplink().await?;
+    let session = stage.open_arm().await?;
+    let uploaded = frames(&stage.operator, FrameKind::Chunk).len();
+    stage.compute.process()?.freeze()?;
+    stage.submit(&trials()?[0]).await?;
+    stage.job_under_way().await?;
+
+    stage.compute.kill().await?;
+    std::fs::remove_dir_all(stage.compute.store())?;
     let world = &mut *stage;
     world.compute.start(&world.operator).await?;
 
