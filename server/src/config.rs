@@ -193,13 +193,10 @@ fn store(section: &mut Section<'_>) -> Option<StoreConfig> {
         }
         StoreKind::Redis => {
             let ca = section.maybe("ca");
-            let url = match (section.maybe("url")?, section.maybe::<UrlFile>("url_file")?) {
-                (Some(url), None) => url,
-                (None, Some(UrlFile(url))) => url,
-                _ => {
-                    section.problem("the store \"redis\" needs either `url` or `url_file`");
-                    return None;
-                }
+            let urls = (section.maybe("url")?, section.maybe::<UrlFile>("url_file")?);
+            let ((Some(url), None) | (None, Some(UrlFile(url)))) = urls else {
+                section.problem("the store \"redis\" needs either `url` or `url_file`");
+                return None;
             };
             Some(StoreConfig::Redis { url, ca: ca? })
         }

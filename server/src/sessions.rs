@@ -242,7 +242,7 @@ mod tests {
         let context = ContextId(Digest([0; 32]));
         let ttl = Duration::from_mins(1);
         let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
-        let manifest = chunk::manifest(context, ttl, session_key, &[7; 300_000], 1).unwrap();
+        let manifest = chunk::manifest(context, ttl, session_key, &vec![7; 300_000], 1).unwrap();
         Session::new(manifest, expires, Keys::Ready)
     }
 

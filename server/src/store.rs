@@ -151,6 +151,7 @@ pub struct Stored {
 
 /// What became of an open.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time is looked at, none is kept")]
 pub enum Opened {
     /// The session is new, or new under these keys: nothing is there yet.
     New,
@@ -169,6 +170,7 @@ pub enum Opened {
 
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time is looked at, none is kept")]
 pub enum Found {
     /// Nothing.
     Nothing,
@@ -265,5 +267,5 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn sweep<'a>(&'a self, now: UnixMillis) -> Answer<'a, Vec<SessionKey>>;
+    fn sweep(&self, now: UnixMillis) -> Answer<'_, Vec<SessionKey>>;
 }

@@ -41,6 +41,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod recordings;
+pub mod redis;
 pub mod robot;
 pub mod scan;
 pub mod settings;

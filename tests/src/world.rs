@@ -258,8 +258,9 @@ impl Builder {
         let operator = uplink_client(&broker, &pki, OPERATOR).await?;
         operator.subscribe(WORKER_STATUS).await?;
         let mut server_toml = self.server_toml;
-        let tenants = tenants(&acl).iter().map(|tenant| format!("[tenants.{tenant}]\n")).collect();
-        server_toml.insert(0, tenants);
+        let table = |tenant: &str| format!("[tenants.{tenant}]\n");
+        let tenants: Vec<String> = tenants(&acl).into_iter().map(table).collect();
+        server_toml.insert(0, tenants.concat());
         let compute = Compute::new(
             &directory.join("server"),
             broker.port(),

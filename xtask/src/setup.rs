@@ -39,7 +39,7 @@ impl Need {
 }
 
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
@@ -81,6 +81,12 @@ const NEEDS: [Need; 9] = [
         package: "gdb",
         purpose: Purpose::Test,
         is_there: || program("gcore").is_some(),
+    },
+    Need {
+        what: "Redis, the key store that servers of tests share",
+        package: "redis-server",
+        purpose: Purpose::Test,
+        is_there: || program("redis-server").is_some(),
     },
     Need {
         what: "Python's venv, in which moto runs, the AWS KMS of tests",

@@ -59,6 +59,27 @@ struct Entry {
     held: Option<Held>,
 }
 
+/// What a session is whose files are there.
+enum State {
+    Open,
+    /// Its time is over, and nobody has swept it.
+    Ended,
+    /// So is that of its opens.
+    Forgotten,
+}
+
+impl Entry {
+    fn state(&self, now: UnixMillis) -> State {
+        if self.record.expires_at > now {
+            State::Open
+        } else if self.record.opens_until > now {
+            State::Ended
+        } else {
+            State::Forgotten
+        }
+    }
+}
+
 impl DirectoryStore {
     /// Opens the store in `path`, which is made if it is not there.
     ///
@@ -203,7 +224,7 @@ impl Store for DirectoryStore {
         Box::pin(async move { Ok(self.0.table().usage(tenant, None, now)) })
     }
 
-    fn sweep<'a>(&'a self, now: UnixMillis) -> Answer<'a, Vec<SessionKey>> {
+    fn sweep(&self, now: UnixMillis) -> Answer<'_, Vec<SessionKey>> {
         Box::pin(async move {
             self.blocking(move |inner| {
                 let mut table = inner.table();
@@ -238,15 +259,21 @@ impl Table {
     fn usage(&self, tenant: &Tenant, except: Option<&SessionKey>, now: UnixMillis) -> Usage {
         let mut usage = Usage::default();
         for (key, entry) in &self.open {
-            let counts = key.identity.tenant == *tenant && Some(key) != except;
-            if counts && entry.record.expires_at > now {
-                usage.sessions += 1;
-                usage.bytes = usage.bytes.saturating_add(entry.record.manifest.key_len);
+            if key.identity.tenant != *tenant || Some(key) == except {
+                continue;
+            }
+            match entry.state(now) {
+                State::Open => {
+                    usage.sessions += 1;
+                    usage.bytes = usage.bytes.saturating_add(entry.record.manifest.key_len);
+                }
+                State::Ended => usage.tombstones += 1,
+                State::Forgotten => {}
             }
         }
         let ended = self.ended.iter();
         let ended = ended.filter(|(key, until)| key.identity.tenant == *tenant && **until > now);
-        usage.tombstones = ended.count() as u64;
+        usage.tombstones += ended.count() as u64;
         usage
     }
 }
@@ -268,8 +295,10 @@ impl Inner {
         if table.ended.get(key).is_some_and(|until| *until > now) {
             return Ok(Opened::Ended);
         }
-        if let Some(entry) = table.open.get(key) {
-            if entry.record.expires_at <= now {
+        if let Some(entry) = table.open.get(key)
+            && !matches!(entry.state(now), State::Forgotten)
+        {
+            if matches!(entry.state(now), State::Ended) {
                 return Ok(Opened::Ended);
             }
             let newest = entry.record.open_number;
@@ -307,8 +336,10 @@ impl Inner {
                 let ended = table.ended.get(key).is_some_and(|until| *until > now);
                 return Ok(if ended { Found::Ended } else { Found::Nothing });
             };
-            if entry.record.expires_at <= now {
-                return Ok(Found::Ended);
+            match entry.state(now) {
+                State::Open => {}
+                State::Ended => return Ok(Found::Ended),
+                State::Forgotten => return Ok(Found::Nothing),
             }
             if let Some(held) = entry.held.clone() {
                 return Ok(Found::Session(Stored { record: entry.record.clone(), held }));
@@ -381,7 +412,7 @@ impl Inner {
         let Some(entry) = table.open.get(key) else { return Ok(()) };
         let until = entry.record.opens_until.max(entry.record.expires_at);
         if until > now {
-            self.write(&self.path(key, ENDED), &encode_tombstone(key, until))?;
+            write(&self.path(key, ENDED), &encode_tombstone(key, until))?;
             table.ended.insert(key.clone(), until);
         }
         self.remove(key, RECORD)?;
@@ -396,16 +427,7 @@ impl Inner {
 
     fn write_record(&self, key: &SessionKey, record: &Record) -> Result<(), StoreError> {
         let bytes = record.encode(key).map_err(StoreError::Unusable)?;
-        self.write(&self.path(key, RECORD), &bytes)
-    }
-
-    /// Puts a small file in its place in one step.
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        let new = path.with_added_extension("new");
-        create(&new, true)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| fs::rename(&new, path))
-            .map_err(|error| refusal(path, &error))
+        write(&self.path(key, RECORD), &bytes)
     }
 
     /// A file of the keys' length without any of their bytes.
@@ -423,6 +445,15 @@ impl Inner {
             _ => Ok(()),
         }
     }
+}
+
+/// Puts a small file in its place in one step.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let new = path.with_added_extension("new");
+    create(&new, true)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(|error| refusal(path, &error))
 }
 
 fn create(path: &Path, truncate: bool) -> io::Result<File> {

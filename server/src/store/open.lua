@@ -46,7 +46,8 @@ else
     if tombstones >= tonumber(max_tombstones) then return {'tombstones', ''} end
     if sessions >= tonumber(max_sessions) then return {'sessions', ''} end
     if bytes + tonumber(key_len) > tonumber(max_bytes) then return {'bytes', ''} end
-    redis.call('DEL', session)
+    -- Whoever removes something first may write although memory is full.
+    if old[1] then redis.call('DEL', session) end
     if old[5] then redis.call('ZREM', open, name .. ':' .. old[5]) end
 end
 

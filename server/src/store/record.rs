@@ -226,7 +226,7 @@ mod tests {
         let context = ContextId(Digest([1; 32]));
         let session_key = SessionSigningKey::from_seed(&[1; 32]).public();
         let ttl = Duration::from_mins(5);
-        let manifest = chunk::manifest(context, ttl, session_key, &[7; 300_000], 9).unwrap();
+        let manifest = chunk::manifest(context, ttl, session_key, &vec![7; 300_000], 9).unwrap();
         let attested = Some(Digest([2; 32]));
         let expires_at = UnixMillis(1_800_000_000_000);
         let opens_until = expires_at + Duration::from_mins(5);

@@ -60,7 +60,7 @@ return 1";
 
 /// Where a Redis is, and with which password it opens. Never shown.
 #[derive(Clone)]
-pub struct RedisUrl(ConnectionInfo);
+pub struct RedisUrl(Box<ConnectionInfo>);
 
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,7 +87,9 @@ impl std::str::FromStr for RedisUrl {
         if text.len() > MAX_URL_LEN {
             return Err(RedisUrlError::Malformed);
         }
-        text.into_connection_info().map(Self).map_err(|_| RedisUrlError::Malformed)
+        text.into_connection_info()
+            .map(|info| Self(Box::new(info)))
+            .map_err(|_| RedisUrlError::Malformed)
     }
 }
 
@@ -146,9 +148,9 @@ impl RedisStore {
         let unusable = |error: RedisError| StoreError::Unusable(error.to_string());
         let client = if url.is_tls() {
             let certificates = TlsCertificates { client_tls: None, root_cert: ca_pem };
-            Client::build_with_tls(url.0.clone(), certificates)
+            Client::build_with_tls(url.0.as_ref().clone(), certificates)
         } else {
-            Client::open(url.0.clone())
+            Client::open(url.0.as_ref().clone())
         };
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
@@ -182,7 +184,10 @@ impl RedisStore {
             Err(error) => error,
         };
         let text = error.to_string();
-        match error.code() {
+        // Of a pipeline that failed in parts, the first part says why.
+        let parts = error.clone().into_server_errors();
+        let first = parts.as_ref().and_then(|parts| parts.first()).map(|(_, part)| part.code());
+        match error.code().or(first) {
             Some("OOM") => Err(StoreError::Full(text)),
             Some("WRONGTYPE" | "NOPERM" | "ERR") => Err(StoreError::Unusable(text)),
             _ => {
@@ -290,10 +295,12 @@ impl Store for RedisStore {
                 .cmd("ZSCORE")
                 .arg(tenant_key(&key.identity.tenant, "ended"))
                 .arg(key.to_string());
-            let (fields, names, until): (Fields, Vec<Vec<u8>>, Option<f64>) =
+            let (fields, names, until): (Fields, Vec<Vec<u8>>, Option<String>) =
                 self.query(&pipeline).await?;
             let is_there = fields.0.is_some();
-            let ended = if until.is_some() { Found::Ended } else { Found::Nothing };
+            let until = until.and_then(|until| until.parse().ok()).map(UnixMillis);
+            let ended =
+                if until.is_some_and(|until| until > now) { Found::Ended } else { Found::Nothing };
             let Some(record) = record(fields) else {
                 if is_there {
                     tracing::warn!(session = %key, "foreign session removed from the key store");
@@ -423,7 +430,7 @@ impl Store for RedisStore {
         })
     }
 
-    fn sweep<'a>(&'a self, now: UnixMillis) -> Answer<'a, Vec<SessionKey>> {
+    fn sweep(&self, now: UnixMillis) -> Answer<'_, Vec<SessionKey>> {
         Box::pin(async move {
             let mut over = Vec::new();
             for tenant in &self.tenants {
