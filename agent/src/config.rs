@@ -20,6 +20,7 @@ pub use tasks::{DeclaredTask, Join, TaskTopic, TopicChannels, WhenFull};
 
 use crate::audit::AuditLimits;
 use crate::custody::files::read_capped;
+use crate::spool::SpoolLimits;
 use crate::ttl::{Lifetimes, MAX_LIFETIME};
 
 /// Where the configuration lies unless the command line says otherwise.
@@ -46,6 +47,8 @@ pub struct Config {
     pub uplink: UplinkConfig,
     /// `[sessions]`: how long sessions of each class live.
     pub lifetimes: Lifetimes,
+    /// `[spool]`: how much waits for answers.
+    pub spool: SpoolLimits,
     /// `[audit]`: how much of the audit log is kept.
     pub audit: AuditLimits,
     /// `[[tasks]]`: tasks that open by themselves.
@@ -206,6 +209,11 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         let long = lifetime(sessions, "long_ttl_seconds", default.long);
         Some(Lifetimes { general: general?, sensitive: sensitive?, long: long? })
     });
+    let spool = root.section("spool", |spool| {
+        let default = SpoolLimits::default();
+        let max_bytes = spool.integer("max_bytes", 1 << 20..=1 << 32, Some(default.max_bytes));
+        Some(SpoolLimits { max_bytes: max_bytes? })
+    });
     let audit = root.section("audit", |audit| {
         let default = AuditLimits::default();
         let file_bytes = audit.integer("file_bytes", 16_384..=1 << 30, Some(default.file_bytes));
@@ -228,6 +236,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         onboard: onboard?,
         uplink: uplink?,
         lifetimes: lifetimes?,
+        spool: spool?,
         audit: audit?,
         tasks: tasks?,
         log: log?,

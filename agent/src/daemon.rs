@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, AuditEvent};
 use crate::cli::exit;
-use crate::clock::{BootId, SystemClock, watch as clock_watch};
+use crate::clock::{BootId, Clock, SystemClock, watch as clock_watch};
 use crate::conditions::Conditions;
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
@@ -39,7 +39,7 @@ use crate::identity::{self, CertificateStore, attestation};
 use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
 use crate::services::Services;
-use crate::spool::Spool;
+use crate::spool::{Spool, SpoolDamage, SpoolError};
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
@@ -99,12 +99,12 @@ async fn work(
     let servers = config.uplink.server_key.read()?;
     let Some(opened) = startup::open_custody(config, progress, &stop).await? else { return Ok(()) };
     let Opened { custody, vault, epoch, custodian } = opened;
-    let spool = Spool::open(&config.state_directory.join("spool.redb"))?;
 
     let links = CancellationToken::new();
     let clock = Arc::new(SystemClock);
     let boot = BootId::current().context("cannot read the boot id")?;
     let audit = begin_audit(config, &vault, epoch, clock.clone(), &boot, &stop)?;
+    let spool = open_spool(config, &*clock, &boot, &audit)?;
     let (tpm, tpm_config) = (custody.custodian().tpm(), config.tpm.clone());
     let tpm = move || tpm.map_or_else(|| custody::connect(&tpm_config), Ok);
     let (credentials, renewal, certificate) = identity::open(config, tpm, clock.clone()).await?;
@@ -160,6 +160,7 @@ async fn work(
         onboard: onboard.link_state(),
         certificate,
         epoch: rotations.state(),
+        spool: services.spool.trouble(),
         audit: audit.trouble(),
         conditions: services.conditions.watch(),
     };
@@ -180,12 +181,7 @@ async fn work(
     presence.abort();
     health.await.context("the health watch failed")?;
     renewal.await.context("the renewal of the certificate failed")?;
-    let goodbye = robot_state(config, false);
-    let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
-    let last_words = async {
-        let _ = uplink_link.publish(retained(topic, goodbye)).await;
-        onboard.health(&Health::down("stopped")).await;
-    };
+    let last_words = say_goodbye(config, &uplink_link, &onboard);
     let _ = tokio::time::timeout(LINK_CLOSE_PATIENCE, last_words).await;
     links.cancel();
     drop(onboard_events);
@@ -199,6 +195,30 @@ async fn work(
         tokio::time::timeout(LINK_CLOSE_PATIENCE, async { tokio::join!(closed, stopped) }).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn say_goodbye(config: &Config, uplink: &Link, onboard: &Onboard) {
+    let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
+    let _ = uplink.publish(retained(topic, robot_state(config, false))).await;
+    onboard.health(&Health::down("stopped")).await;
+}
+
+/// A damaged file costs what was damaged, not the start.
+fn open_spool(
+    config: &Config,
+    clock: &dyn Clock,
+    boot: &BootId,
+    audit: &Audit,
+) -> Result<Spool, SpoolError> {
+    let now = clock.unix().as_secs();
+    let (spool, damage) = Spool::open(&config.state_directory, config.spool, boot, now)?;
+    if let Some(SpoolDamage { problem, copy }) = damage {
+        let copy = copy.map_or(String::new(), |name| format!("; a copy is in {name}"));
+        let problem = format!("{problem}{copy}");
+        tracing::error!(%problem, "the spool was damaged");
+        audit.record(AuditEvent::SpoolDamaged { problem });
+    }
+    Ok(spool)
 }
 
 /// Starts the audit log and whatever only feeds it.

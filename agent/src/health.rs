@@ -46,6 +46,8 @@ pub struct Vitals {
     pub certificate: watch::Receiver<CertificateState>,
     /// The epoch in force.
     pub epoch: watch::Receiver<EpochState>,
+    /// Why the spool takes no job.
+    pub spool: watch::Receiver<Option<String>>,
     /// Why the audit log cannot be written.
     pub audit: watch::Receiver<Option<String>>,
     /// What parts of the agent suffer from.
@@ -63,6 +65,7 @@ impl Vitals {
         if let Some(warning) = &self.certificate.borrow().warning {
             reasons.push(format!("certificate: {warning}"));
         }
+        reasons.extend(self.spool.borrow().clone());
         reasons.extend(self.audit.borrow().clone());
         for (name, state) in [("uplink", &self.uplink), ("onboard broker", &self.onboard)] {
             if let LinkState::Down { reason, .. } = &*state.borrow() {
@@ -85,6 +88,7 @@ impl Vitals {
             changed = self.onboard.changed() => changed,
             changed = self.certificate.changed() => changed,
             changed = self.epoch.changed() => changed,
+            changed = self.spool.changed() => changed,
             changed = self.audit.changed() => changed,
             changed = self.conditions.changed() => changed,
         };
@@ -96,6 +100,7 @@ impl Vitals {
         self.onboard.borrow_and_update();
         self.certificate.borrow_and_update();
         self.epoch.borrow_and_update();
+        self.spool.borrow_and_update();
         self.audit.borrow_and_update();
         self.conditions.borrow_and_update();
     }

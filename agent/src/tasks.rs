@@ -4,7 +4,7 @@
 //! - one actor a task, bounded in number and in queue;
 //! - no task holds up another: only a declared task's own connection waits for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use moai_transport::ids::{SessionId, TaskId};
@@ -17,6 +17,7 @@ use crate::config::{DeclaredTask, WhenFull};
 use crate::feed::Feed;
 use crate::onboard::{Code, Refusal, Request, Sender, Verb, queue};
 use crate::services::Services;
+use crate::spool::Orphan;
 use crate::task::Task;
 use crate::uplink::LinkState;
 use crate::vault::{SessionRecord, VaultError};
@@ -60,7 +61,8 @@ impl Tasks {
         Task::new(Arc::clone(&self.services), id.clone(), self.declared.get(id).cloned())
     }
 
-    /// Goes on with the sessions of an earlier run, and drops what belongs to no session.
+    /// Goes on with the sessions of an earlier run. Jobs that belong to none of them end with an error
+    /// each.
     ///
     /// # Errors
     /// The vault or the spool cannot be read.
@@ -68,6 +70,7 @@ impl Tasks {
         let vault = Arc::clone(&self.services.vault);
         let loaded = crate::services::off_thread(move || vault.load()).await?;
         let mut by_task: BTreeMap<TaskId, Vec<SessionRecord>> = BTreeMap::new();
+        let mut expired = HashSet::new();
         for record in loaded {
             match record {
                 Err(error) => {
@@ -78,16 +81,21 @@ impl Tasks {
                 }
                 Ok(record) if self.is_over(&record) => {
                     tracing::info!(session = %record.id, "session of an earlier boot or past its time ends");
-                    self.services.erase_record(record.id).await?;
+                    self.services.erase_record(record.id.clone()).await?;
+                    expired.insert(record.id);
                 }
                 Ok(record) => by_task.entry(record.facts.task.clone()).or_default().push(record),
             }
         }
         let kept: Vec<SessionId> =
             by_task.values().flatten().map(|record| record.id.clone()).collect();
-        let dropped = self.services.spool.retain(&kept).await?;
-        if dropped > 0 {
-            tracing::warn!(dropped, "jobs of ended sessions dropped");
+        let orphans = self.services.spool.orphans(&kept).await?;
+        if !orphans.is_empty() {
+            tracing::warn!(
+                jobs = orphans.len(),
+                "jobs whose session is over end without an answer"
+            );
+            self.actors.spawn(tell(Arc::clone(&self.services), orphans, expired));
         }
         for (id, mut records) in by_task {
             records.sort_by(|a, b| a.id.cmp(&b.id));
@@ -180,6 +188,27 @@ impl Tasks {
             let message = "the task is behind with its requests; this one is dropped, slow down";
             let refusal = Refusal::new(Code::TooFast, message);
             self.services.onboard.refuse(&id, &refusal, request.reply.as_ref()).await;
+        }
+    }
+}
+
+/// Tells the tasks of jobs whose session is over. A job leaves the spool when its task was told; what
+/// is left when the agent stops is told by the next run.
+async fn tell(services: Arc<Services>, orphans: Vec<Orphan>, expired: HashSet<SessionId>) {
+    for Orphan { session, number, task } in orphans {
+        let (code, why) = if expired.contains(&session) {
+            (Code::Expired, "its session's time was over before the agent could go on with it")
+        } else {
+            (Code::SessionEnded, "the agent has its session no more")
+        };
+        let message = format!("the job was not answered: {why}");
+        let (job, session_text) = (Some(number.0), Some(session.to_string()));
+        let refusal = Refusal { job, session: session_text, ..Refusal::new(code, message) };
+        if !services.onboard.refuse(&task, &refusal, None).await {
+            return;
+        }
+        if let Err(error) = services.spool.remove(&session, number).await {
+            tracing::error!(%session, %number, %error, "an ended job stays in the spool");
         }
     }
 }

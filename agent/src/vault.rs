@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use self::cipher::EpochCipher;
 use crate::clock::{BootId, BootInstant};
 use crate::secrets::{SessionSeed, VaultKey};
+use crate::spool::Era;
 use crate::store::{self, StoreError};
 use crate::ttl::TtlClass;
 
@@ -63,6 +64,8 @@ pub struct SessionFacts {
     /// How often the session was begun or resumed: each time its opens are numbered from above all
     /// numbers that were ever used.
     pub run: u32,
+    /// The spool's era when it began; in another one it takes no more jobs.
+    pub era: Era,
 }
 
 /// Why the vault failed.
@@ -390,6 +393,7 @@ pub(crate) mod tests {
             boot: BootId::of("boot"),
             manifest: None,
             run: 1,
+            era: Era::of(1),
         };
         let seed = Arc::new(SessionSeed::from_bytes([n; 32]));
         SessionRecord { id: SessionId::new(1_700_000_000_000, [n; 10]), seed, facts }

@@ -38,6 +38,8 @@ codes! {
     BadResult = "bad_result",
     /// The task is the configuration's, and not to be opened otherwise.
     Declared = "declared",
+    /// The session's time was over before the job was answered.
+    Expired = "expired",
     /// The server takes the robot for another.
     IdentityMismatch = "identity_mismatch",
     /// A trigger came and another topic of the task had nothing fresh.
@@ -64,6 +66,10 @@ codes! {
     SessionEnded = "session_ended",
     /// A session could not be kept; the task tries another.
     SessionFailed = "session_failed",
+    /// The disk has lost the job.
+    SpoolDamaged = "spool_damaged",
+    /// As many bytes wait for an answer as the spool takes.
+    SpoolFull = "spool_full",
     /// Requests come faster than they are taken.
     TooFast = "too_fast",
     /// The message is too large.

@@ -139,11 +139,17 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::BootInstant;
 
     fn jobs(count: u64, now: Instant) -> Jobs {
         let mut jobs = Jobs::default();
         for number in 1..=count {
-            let job = SpooledJob { number: JobNumber(number), body: vec![], plain_len: 0 };
+            let job = SpooledJob {
+                number: JobNumber(number),
+                body: vec![],
+                plain_len: 0,
+                accepted: BootInstant(0),
+            };
             jobs.insert(job, None, now);
         }
         jobs

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::audit::AuditEvent;
-use crate::onboard::ReplyTo;
+use crate::onboard::{Code, ReplyTo};
 use crate::services::{SeedError, Services};
 use crate::spool::SpoolError;
 use crate::ttl::TtlClass;
@@ -47,7 +47,16 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// A stable word for programs.
+    /// What a job that it leaves without an answer is refused with.
+    #[must_use]
+    pub fn refusal(&self) -> Code {
+        match self {
+            Self::Expired => Code::Expired,
+            Self::Closed | Self::Rotated | Self::Failed(_) => Code::SessionEnded,
+        }
+    }
+
+    /// A stable word for the audit log.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -175,6 +184,7 @@ pub async fn open(
         boot: services.boot.clone(),
         manifest: None,
         run: 1,
+        era: services.spool.era(),
     };
     let seed = Arc::new(services.session_seed().await?);
     let record = SessionRecord { id: services.session_id()?, seed, facts };

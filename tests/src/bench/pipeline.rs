@@ -6,9 +6,10 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use moai_agent::clock::{BootId, BootInstant};
 use moai_agent::onboard::{Command, Request, Topics};
 use moai_agent::secrets::OsEntropy;
-use moai_agent::spool::Spool;
+use moai_agent::spool::{NewJob, Spool, SpoolLimits};
 use moai_agent::window::WindowBuffer;
 use moai_fhe::{Context, Engine, EvaluationKeys, Levels, ModelCard, Window};
 use moai_transport::frame::FrameKind;
@@ -202,9 +203,17 @@ async fn spool(run: &mut Run) -> Result<()> {
     let target = crate::repository().join("target");
     std::fs::create_dir_all(&target)?;
     let scratch = tempfile::tempdir_in(target)?;
-    let spool = Spool::open(&scratch.path().join("spool.redb"))?;
-    let session = subject::session(1);
+    let boot = BootId::current()?;
+    let (spool, _) = Spool::open(scratch.path(), SpoolLimits::default(), &boot, 0)?;
     let body = vec![0; subject::grasp()?.card().max_ciphertext_len()];
+    let job = NewJob {
+        session: subject::session(1),
+        era: spool.era(),
+        task: "arm".parse()?,
+        accepted: BootInstant(0),
+        body: body.clone(),
+        plain_len: 720,
+    };
     let mut log = std::fs::File::create(scratch.path().join("log"))?;
     let [mut bare, mut alone, mut shared] = <[Series; 3]>::default();
     for _ in 0..run.repeats(60, 10) {
@@ -214,14 +223,14 @@ async fn spool(run: &mut Run) -> Result<()> {
         bare.push(watch.cost());
 
         let watch = Stopwatch::start();
-        spool.append(&session, body.clone(), 720).await?;
+        spool.append(job.clone()).await?;
         alone.push(watch.cost());
 
         let watch = Stopwatch::start();
         let mut waiting = tokio::task::JoinSet::new();
         for _ in 0..TOGETHER {
-            let (spool, session, body) = (spool.clone(), session.clone(), body.clone());
-            waiting.spawn(async move { spool.append(&session, body, 720).await });
+            let (spool, job) = (spool.clone(), job.clone());
+            waiting.spawn(async move { spool.append(job).await });
         }
         for number in waiting.join_all().await {
             number?;

@@ -5,7 +5,6 @@ use tokio::sync::mpsc;
 
 use super::{Actor, BUSY_PAUSE};
 use crate::audit::AuditEvent;
-use crate::onboard::Code;
 use crate::session::{EndReason, STOP_PATIENCE, SessionReport, SessionRequest};
 use crate::uplink::SessionEvent;
 
@@ -50,13 +49,13 @@ impl Actor {
         while let Ok(request) = requests.try_recv() {
             if let SessionRequest::Submit(input) = request {
                 let message = format!("the window was not encrypted: {}", reason.text());
-                self.refuse(Code::SessionEnded, message, input.reply.as_ref()).await;
+                self.refuse(reason.refusal(), message, input.reply.as_ref()).await;
             }
         }
         let unanswered = self.jobs.len();
         for (number, job) in self.jobs.take_all() {
             let message = format!("the job was not answered: {}", reason.text());
-            let refusal = self.refusal(Code::SessionEnded, number, message);
+            let refusal = self.refusal(reason.refusal(), number, message);
             self.tell(&refusal, job.reply().as_ref()).await;
         }
         let id = self.record.id.clone();

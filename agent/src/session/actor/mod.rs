@@ -26,7 +26,7 @@ use crate::audit::AuditEvent;
 use crate::onboard::Code;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
-use crate::spool::SpooledJob;
+use crate::spool::{NewJob, Outstanding, SpoolError};
 use crate::uplink::{self, SendError, SessionEvent, context_id};
 use crate::vault::SessionRecord;
 
@@ -59,6 +59,8 @@ pub(super) struct Actor {
     opens: u64,
     registration: Registration,
     jobs: Jobs,
+    /// Jobs that the disk has lost, until they are told.
+    lost: Vec<JobNumber>,
     /// A challenge is being answered.
     attesting: bool,
     draining: Option<EndReason>,
@@ -72,7 +74,7 @@ impl Actor {
     pub(super) fn new(
         services: Arc<Services>,
         record: SessionRecord,
-        waiting: Vec<SpooledJob>,
+        waiting: Outstanding,
         reports: Reports,
     ) -> Result<Self, StartError> {
         let card = &record.facts.card;
@@ -83,7 +85,7 @@ impl Actor {
             Some(_) => Registration::resumed(),
         };
         let mut jobs = Jobs::default();
-        for job in waiting {
+        for job in waiting.jobs {
             jobs.insert(job, None, Instant::now());
         }
         Ok(Self {
@@ -96,6 +98,7 @@ impl Actor {
             engine,
             registration,
             jobs,
+            lost: waiting.lost,
             attesting: false,
             draining: None,
             work: JoinSet::new(),
@@ -114,6 +117,7 @@ impl Actor {
         if self.registration.is_generating() {
             self.generate_keys();
         }
+        self.tell_lost();
         self.report(SessionReport::Opening(None)).await;
         let stop = self.services.stop.clone();
         loop {
@@ -357,16 +361,24 @@ impl Actor {
             }
         };
         let encrypt = input.features + started.elapsed();
-        let spooled =
-            self.services.spool.append(&self.record.id, body.clone(), input.plain_len).await;
-        match spooled {
+        let job = NewJob {
+            session: self.record.id.clone(),
+            era: self.record.facts.era,
+            task: self.record.facts.task.clone(),
+            accepted: self.services.clock.boot(),
+            body,
+            plain_len: input.plain_len,
+        };
+        match self.services.spool.append(job.clone()).await {
             Ok(number) => {
-                let job = SpooledJob { number, body, plain_len: input.plain_len };
                 let made = Made { at: input.arrived, encrypt, reply };
-                self.jobs.insert(job, Some(made), Instant::now());
+                self.jobs.insert(job.numbered(number), Some(made), Instant::now());
             }
             Err(error) => {
-                self.refuse(Code::NotSpooled, error.to_string(), reply.as_ref()).await;
+                self.refuse(error.code(), error.to_string(), reply.as_ref()).await;
+                if let SpoolError::NumbersLost = error {
+                    self.drain(EndReason::Rotated).await;
+                }
             }
         }
     }

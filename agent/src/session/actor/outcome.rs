@@ -67,6 +67,15 @@ impl Actor {
         self.release(number, outcome, job.reply());
     }
 
+    /// Jobs that were accepted and can't be sent again.
+    pub(super) fn tell_lost(&mut self) {
+        for number in std::mem::take(&mut self.lost) {
+            let message = "the disk has lost the job before it was answered".to_owned();
+            let refusal = self.refusal(Code::SpoolDamaged, number, message);
+            self.release(number, Err(refusal), None);
+        }
+    }
+
     /// Publishes a job's outcome, then drops the job from the spool: in this order, so that a
     /// crash in between repeats an outcome (with the same number) and never loses one.
     pub(super) fn release(

@@ -1,0 +1,369 @@
+//! The thread that owns the spool's file.
+//!
+//! Invariants:
+//! - whatever waits when it turns around is made durable together, and nobody is answered before;
+//! - a job that the disk refuses was not taken, and takes nothing from those that were;
+//! - an end that the disk refuses counts at once, and is written as soon as the disk takes it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use moai_transport::ids::{JobNumber, SessionId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::file::SpoolFile;
+use super::record::{Job, Record, max_payload_len};
+use super::scan::Span;
+use super::{Era, NewJob, Orphan, Outstanding, QUEUE_LEN, SpoolError, SpoolLimits, SpooledJob};
+
+/// As much garbage is left lying in a file.
+const MIN_GARBAGE: u64 = 1024 * 1024;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, SpoolError>>;
+
+pub(super) enum Request {
+    Append { job: NewJob, reply: Reply<JobNumber> },
+    Remove { session: SessionId, number: JobNumber, reply: Reply<()> },
+    Forget { session: SessionId, reply: Reply<()> },
+    Ask(Question),
+}
+
+pub(super) enum Question {
+    Outstanding { session: SessionId, reply: Reply<Outstanding> },
+    Orphans { sessions: Vec<SessionId>, reply: Reply<Vec<Orphan>> },
+}
+
+/// What the file says.
+#[derive(Default)]
+pub(super) struct Index {
+    /// The era and the boot in which the file was last opened.
+    opened: Option<(Era, String)>,
+    jobs: BTreeMap<(SessionId, JobNumber), Span>,
+    /// The newest number of each session.
+    numbers: HashMap<SessionId, JobNumber>,
+    /// Bytes of all jobs.
+    live: u64,
+}
+
+impl Index {
+    /// Takes a record in that the file has.
+    pub(super) fn take(&mut self, record: Record, span: Span) {
+        match record {
+            Record::Opened { era, boot } => self.opened = Some((era, boot)),
+            Record::Numbers { session, newest } => self.count(session, newest),
+            Record::Job(Job { session, number, .. }) => self.insert(session, number, span),
+            Record::Removed { session, number } => drop(self.remove(session, number)),
+            Record::Forgotten { session } => drop(self.forget(&session)),
+        }
+    }
+
+    /// The era, if the file was last opened in this boot. What was written since is there then,
+    /// whatever the disk makes of a flush: it comes out of memory.
+    pub(super) fn era_in(&self, boot: &str) -> Option<Era> {
+        self.opened.as_ref().filter(|(_, opened)| opened == boot).map(|(era, _)| *era)
+    }
+
+    fn count(&mut self, session: SessionId, number: JobNumber) {
+        let newest = self.numbers.entry(session).or_default();
+        *newest = number.max(*newest);
+    }
+
+    fn insert(&mut self, session: SessionId, number: JobNumber, span: Span) {
+        self.count(session.clone(), number);
+        self.live += span.len as u64;
+        self.jobs.insert((session, number), span);
+    }
+
+    fn remove(&mut self, session: SessionId, number: JobNumber) -> Option<Span> {
+        let span = self.jobs.remove(&(session, number))?;
+        self.live -= span.len as u64;
+        Some(span)
+    }
+
+    fn of(&self, session: &SessionId) -> Vec<(JobNumber, Span)> {
+        let first = (session.clone(), JobNumber(0));
+        let last = (session.clone(), JobNumber(u64::MAX));
+        self.jobs.range(first..=last).map(|((_, number), span)| (*number, *span)).collect()
+    }
+
+    fn forget(&mut self, session: &SessionId) -> bool {
+        let is_known = self.numbers.remove(session).is_some();
+        let jobs = self.of(session);
+        for (number, _) in &jobs {
+            self.remove(session.clone(), *number);
+        }
+        is_known
+    }
+
+    fn next(&mut self, session: &SessionId) -> JobNumber {
+        let newest = self.numbers.entry(session.clone()).or_default();
+        newest.0 += 1;
+        *newest
+    }
+
+    /// What a new file begins with.
+    fn facts(&self) -> Vec<Record> {
+        let opened = self.opened.clone();
+        let opened = opened.map(|(era, boot)| Record::Opened { era, boot });
+        let numbers = self.numbers.iter();
+        let numbers = numbers
+            .map(|(session, newest)| Record::Numbers { session: session.clone(), newest: *newest });
+        opened.into_iter().chain(numbers).collect()
+    }
+}
+
+/// Whom to answer when the records are durable.
+enum Waiting {
+    Job { reply: Reply<JobNumber>, session: SessionId, number: JobNumber, position: usize },
+    End(Reply<()>),
+}
+
+pub(super) struct Keeper {
+    file: SpoolFile,
+    limits: SpoolLimits,
+    era: Era,
+    index: Index,
+    /// What is to be in the file before the next job: who has opened it, and ends.
+    owed: Vec<Record>,
+    /// Garbage that sets a rewriting off.
+    garbage_limit: u64,
+    trouble: watch::Sender<Option<String>>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        file: SpoolFile,
+        limits: SpoolLimits,
+        (era, boot): (Era, String),
+        mut index: Index,
+        trouble: watch::Sender<Option<String>>,
+    ) -> Self {
+        index.opened = Some((era, boot.clone()));
+        let owed = vec![Record::Opened { era, boot }];
+        Self { file, limits, era, index, owed, garbage_limit: MIN_GARBAGE, trouble }
+    }
+
+    pub(super) fn era(&self) -> Era {
+        self.era
+    }
+
+    /// Writes what is owed. What the disk refuses now goes before the first job.
+    pub(super) fn settle(&mut self) {
+        self.commit(&[], Vec::new());
+    }
+
+    /// Serves until every handle is gone.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(first) = requests.blocking_recv() {
+            let mut batch = vec![first];
+            while batch.len() < QUEUE_LEN {
+                let Ok(next) = requests.try_recv() else { break };
+                batch.push(next);
+            }
+            self.turn(batch);
+        }
+    }
+
+    pub(super) fn turn(&mut self, batch: Vec<Request>) {
+        let mut jobs = Vec::new();
+        let mut waiting = Vec::new();
+        let mut questions = Vec::new();
+        let mut promised = 0;
+        for request in batch {
+            match request {
+                Request::Append { job, reply } => {
+                    let session = job.session.clone();
+                    if job.era != self.era {
+                        answer(reply, Err(SpoolError::NumbersLost));
+                        continue;
+                    }
+                    let mut record = job.record(JobNumber(0));
+                    let len = record.len() as u64;
+                    if let Err(error) = self.admit(&record, promised) {
+                        answer(reply, Err(error));
+                        continue;
+                    }
+                    promised += len;
+                    let number = self.index.next(&session);
+                    if let Record::Job(job) = &mut record {
+                        job.number = number;
+                    }
+                    waiting.push(Waiting::Job { reply, session, number, position: jobs.len() });
+                    jobs.push(record);
+                }
+                Request::Remove { session, number, reply } => {
+                    if self.index.remove(session.clone(), number).is_some() {
+                        self.owed.push(Record::Removed { session, number });
+                    }
+                    waiting.push(Waiting::End(reply));
+                }
+                Request::Forget { session, reply } => {
+                    if self.index.forget(&session) {
+                        self.owed.push(Record::Forgotten { session });
+                    }
+                    waiting.push(Waiting::End(reply));
+                }
+                Request::Ask(question) => questions.push(question),
+            }
+        }
+        self.commit(&jobs, waiting);
+        for question in questions {
+            self.answer(question);
+        }
+        self.tidy();
+    }
+
+    fn admit(&self, record: &Record, promised: u64) -> Result<(), SpoolError> {
+        if record.payload().len() > max_payload_len() {
+            return Err(SpoolError::TooLarge);
+        }
+        let max_bytes = self.limits.max_bytes;
+        if self.index.live + promised + record.len() as u64 > max_bytes {
+            return Err(SpoolError::Full { max_bytes });
+        }
+        Ok(())
+    }
+
+    /// Ends go first: nothing in one batch ends a job of the same batch, and a session that is
+    /// forgotten takes no more jobs.
+    fn commit(&mut self, jobs: &[Record], waiting: Vec<Waiting>) {
+        let ended = self.owed.len();
+        let records: Vec<Record> = self.owed.iter().chain(jobs).cloned().collect();
+        let result = self.append(&records);
+        if result.is_ok() {
+            self.owed.clear();
+        } else if !jobs.is_empty() && ended > 0 {
+            // A disk that is full may still have room for the short records.
+            let owed = std::mem::take(&mut self.owed);
+            if self.append(&owed).is_err() {
+                self.owed = owed;
+            }
+        }
+        if !records.is_empty() {
+            self.tell(result.as_ref().err());
+        }
+        for waiting in waiting {
+            match (waiting, &result) {
+                (Waiting::Job { reply, session, number, position }, Ok(spans)) => {
+                    self.index.insert(session, number, spans[ended + position]);
+                    answer(reply, Ok(number));
+                }
+                (Waiting::Job { reply, .. }, Err(error)) => answer(reply, Err(refused(error))),
+                (Waiting::End(reply), Err(error)) if !self.owed.is_empty() => {
+                    answer(reply, Err(refused(error)));
+                }
+                (Waiting::End(reply), _) => answer(reply, Ok(())),
+            }
+        }
+    }
+
+    fn append(&mut self, records: &[Record]) -> io::Result<Vec<Span>> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.file.is_lost() {
+            self.rewrite()?;
+        }
+        self.file.append(records)
+    }
+
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Outstanding { session, reply } => {
+                let mut outstanding = Outstanding::default();
+                for (number, span) in self.index.of(&session) {
+                    match self.read(span) {
+                        Some(job) => outstanding.jobs.push(SpooledJob {
+                            number,
+                            body: job.body,
+                            plain_len: job.plain_len,
+                            accepted: job.accepted,
+                        }),
+                        None => outstanding.lost.push(number),
+                    }
+                }
+                answer(reply, Ok(outstanding));
+            }
+            Question::Orphans { sessions, reply } => {
+                let spans = self.index.jobs.iter();
+                let orphans = spans.filter(|((session, _), _)| !sessions.contains(session));
+                let read = orphans.filter_map(|((session, number), span)| {
+                    let task = self.read(*span)?.task;
+                    Some(Orphan { session: session.clone(), number: *number, task })
+                });
+                let orphans: Vec<Orphan> = read.collect();
+                // The next file is without them.
+                self.index.numbers.retain(|session, _| sessions.contains(session));
+                answer(reply, Ok(orphans));
+            }
+        }
+    }
+
+    /// `None` if the job is not there any more as it was written.
+    fn read(&self, span: Span) -> Option<Job> {
+        match self.file.payload(span) {
+            Ok(payload) => match Record::parse(&payload?)? {
+                Record::Job(job) => Some(job),
+                _ => None,
+            },
+            Err(error) => {
+                tracing::error!(%error, "the spool cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Makes the file short again when most of it is garbage.
+    fn tidy(&mut self) {
+        let garbage = self.file.length().saturating_sub(self.index.live);
+        if garbage > self.garbage_limit.max(self.index.live) {
+            match self.rewrite() {
+                Ok(()) => self.garbage_limit = MIN_GARBAGE,
+                Err(error) => {
+                    tracing::warn!(%error, "the spool is not compacted yet");
+                    self.garbage_limit = garbage + MIN_GARBAGE;
+                }
+            }
+        }
+    }
+
+    /// Copies what is live into a new file.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(super) fn rewrite(&mut self) -> io::Result<()> {
+        let keys: Vec<(SessionId, JobNumber)> = self.index.jobs.keys().cloned().collect();
+        let spans: Vec<Span> = self.index.jobs.values().copied().collect();
+        let moved = self.file.rewrite(&self.index.facts(), &spans)?;
+        for (key, span) in keys.into_iter().zip(moved) {
+            if let Some(span) = span {
+                self.index.jobs.insert(key, span);
+            } else {
+                tracing::error!(session = %key.0, number = %key.1, "a spooled job is damaged");
+                self.index.remove(key.0, key.1);
+            }
+        }
+        // What had ended is not in the new file.
+        self.owed.clear();
+        Ok(())
+    }
+
+    fn tell(&self, error: Option<&io::Error>) {
+        let text = error.map(|error| refused(error).to_string());
+        self.trouble.send_if_modified(|trouble| {
+            let changed = *trouble != text;
+            trouble.clone_from(&text);
+            changed
+        });
+    }
+}
+
+fn refused(error: &io::Error) -> SpoolError {
+    SpoolError::Disk(Arc::from(error.to_string()))
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, SpoolError>) {
+    // A caller that went away needs no answer.
+    drop(reply.send(result));
+}
