@@ -82,8 +82,13 @@ async fn an_enrolled_robot_is_attested_and_served() -> Result<()> {
     // Asking again for its key was asking an attested robot.
     assert_eq!(frames(&stage.operator, FrameKind::Attest).len(), 1);
 
-    // A server that remembers nothing asks anew.
+    // The next run has it in the store, and one that lost its store asks anew.
     stage.compute.kill().await?;
+    stage.start_compute().await?;
+    stage.active_session().await?;
+    assert_eq!(frames(&stage.operator, FrameKind::Attest).len(), 1);
+    stage.compute.kill().await?;
+    fs::remove_dir_all(stage.compute.store())?;
     stage.start_compute().await?;
     stage.compute.process()?.wait_for_line("robot attested", SLOW).await?;
     stage.active_session().await?;
@@ -158,8 +163,16 @@ async fn replayed_evidence_is_refused() -> Result<()> {
     stage.operator.publish(&attest.topic, attest.payload.clone()).await?;
     assert_eq!(refusal(&stage).await?.code, ErrorCode::UnknownSession);
 
+    // To one that has the session in its store: the robot's own open was there before.
+    stage.compute.stop().await?;
+    stage.start_compute().await?;
+    stage.operator.skip(ERRORS);
+    stage.operator.publish(&open.topic, open.payload.clone()).await?;
+    assert_eq!(refusal(&stage).await?.code, ErrorCode::Replayed);
+
     // To one that knows nothing of it, after the robot's own open, replayed as well.
     stage.compute.stop().await?;
+    fs::remove_dir_all(stage.compute.store())?;
     stage.start_compute().await?;
     stage.operator.skip(CHALLENGES);
     stage.operator.skip(ERRORS);
