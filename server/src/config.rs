@@ -37,6 +37,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[audit]`: where it is noted what happened.
     pub audit: AuditTarget,
+    /// `[health]`: the file in which the worker shows its health; none if it does not.
+    pub health: Option<PathBuf>,
     /// `[attestation]`: where the enrolments of robots lie, `{tenant}.{robot}.json`. They are used
     /// only where attestation is required on the command line.
     pub enrolments: PathBuf,
@@ -110,6 +112,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
     let audit = root.section("audit", |audit| {
         Some(audit.maybe("path")?.map_or(AuditTarget::Stdout, AuditTarget::File))
     });
+    let health = root.section("health", |health| health.maybe("path"));
     let enrolments = root.section("attestation", |attestation| {
         attestation.optional("enrolments", PathBuf::from("/etc/moai-server/robots"))
     });
@@ -144,6 +147,7 @@ fn build(root: &mut Section<'_>) -> Option<Config> {
         service: service?,
         store: store?,
         audit: audit?,
+        health: health?,
         enrolments: enrolments?,
         broker: broker?,
         log: log?,
@@ -284,7 +288,7 @@ mod tests {
         assert!(rules("acme").sees(&other));
         assert!(rules("globex").sees(&grasp) && !rules("globex").sees(&other));
         assert_eq!(config.enrolments, Path::new("/etc/moai-server/robots"));
-        assert_eq!(config.audit, AuditTarget::Stdout);
+        assert_eq!((config.audit, config.health), (AuditTarget::Stdout, None));
         let StoreConfig::Directory { path } = config.store else { panic!("another store") };
         assert_eq!(path, Path::new("/var/lib/moai-server"));
     }

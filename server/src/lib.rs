@@ -8,6 +8,7 @@ pub mod audit;
 pub mod config;
 pub mod engine;
 mod evaluator;
+pub mod health;
 pub mod models;
 mod prepared;
 mod refusal;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -10,6 +11,7 @@ use moai_server::attestation::{Attestation, Enrolments};
 use moai_server::audit::Audit;
 use moai_server::config::{self, Config, LogConfig, StoreConfig};
 use moai_server::engine::{Engine, TfheEngine};
+use moai_server::health::{self, Beacon};
 use moai_server::models::Models;
 use moai_server::service::{Parts, Service, Trust};
 use moai_server::signing_key;
@@ -54,6 +56,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Tell by the exit status whether the worker of this configuration runs and its broker has it.
+    Health {
+        /// Only whether it runs: a broker that is away is no reason to start it anew.
+        #[arg(long)]
+        alive: bool,
+    },
     /// Make the key that signs what servers say to robots, or show its public half.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -99,6 +107,10 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         return key(command);
     }
     let config = Config::load(&cli.config)?;
+    if let Command::Health { alive } = cli.command {
+        let path = config.health.context("the configuration names no `path` in [health]")?;
+        return Ok(health::check(&path, SystemTime::now(), !alive)?);
+    }
     let signing_key = signing_key::read(&config.signing_key)?;
     let models = Models::load(&config.models_directory)?;
     check_visible(&config, &models)?;
@@ -159,6 +171,7 @@ async fn run(
         store,
         trust,
         audit,
+        health: config.health.map(Beacon::new),
         clock: UnixMillis::now,
         link: link.clone(),
     })?;

@@ -33,14 +33,16 @@ use tokio_util::sync::CancellationToken;
 
 use self::keys::Loaded;
 use self::opening::Verdict;
+use self::upkeep::Swept;
 use crate::attestation::Attestation;
 use crate::audit::{Audit, Event};
 use crate::engine::Engine;
 use crate::evaluator::{Evaluator, Outcome};
+use crate::health::Beacon;
 use crate::prepared::PreparedSets;
 use crate::refusal::Refused;
 use crate::sessions::{Keys, Session, Sessions};
-use crate::store::{Found, Record, SessionKey, Store, Stored, UnixMillis};
+use crate::store::{Found, Record, SessionKey, Store, StoreError, Stored, UnixMillis};
 use crate::tenants::TenantRules;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -89,6 +91,8 @@ pub struct Parts {
     pub trust: Trust,
     /// Where it is noted what happened.
     pub audit: Audit,
+    /// Where it is shown whether the worker moves.
+    pub health: Option<Beacon>,
     /// The wall clock.
     pub clock: fn() -> UnixMillis,
     /// Where answers go.
@@ -106,6 +110,7 @@ pub struct Service {
     robots: TrustedRobots,
     attestation: Option<Attestation>,
     audit: Audit,
+    health: Option<Beacon>,
     clock: fn() -> UnixMillis,
     sessions: Sessions,
     prepared: PreparedSets,
@@ -118,6 +123,7 @@ pub struct Service {
     load_slots: Arc<Semaphore>,
     judging: JoinSet<Verdict>,
     sending: JoinSet<()>,
+    sweeping: JoinSet<Result<Swept, StoreError>>,
     /// Sessions that ended while the store was out of reach.
     ending: HashSet<SessionKey>,
 }
@@ -128,7 +134,7 @@ impl Service {
     /// # Errors
     /// Threads cannot be started.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { worker, settings, engine, store, trust, audit, clock, link } = parts;
+        let Parts { worker, settings, engine, store, trust, audit, health, clock, link } = parts;
         let Trust { signing_key, robots, attestation } = trust;
         let (sender, outcomes) = mpsc::channel(OUTCOME_QUEUE_LEN);
         let evaluator = Evaluator::start(settings.threads, settings.max_waiting_jobs, sender)?;
@@ -143,6 +149,7 @@ impl Service {
             robots,
             attestation,
             audit,
+            health,
             clock,
             sessions: Sessions::default(),
             evaluator,
@@ -153,6 +160,7 @@ impl Service {
             load_slots: Arc::new(Semaphore::new(MAX_PREPARING)),
             judging: JoinSet::new(),
             sending: JoinSet::new(),
+            sweeping: JoinSet::new(),
             ending: HashSet::new(),
         })
     }
@@ -174,6 +182,7 @@ impl Service {
                     None => return,
                     Some(LinkEvent::Up) => self.announce(),
                     Some(LinkEvent::Down(error)) => {
+                        self.health.iter_mut().for_each(|health| health.set_connected(false));
                         tracing::warn!(reason = %error, fatal = error.is_fatal(), "broker link is down");
                     }
                     Some(LinkEvent::Message(message)) => self.message(&message).await,
@@ -187,7 +196,11 @@ impl Service {
                 Some(_) = self.sending.join_next() => {}
                 Some(()) = reopen_log.recv() => self.audit.reopen(),
                 _ = reissue.tick() => self.issue_catalogue(),
-                _ = sweep.tick() => self.sweep().await,
+                Some(swept) = self.sweeping.join_next() => match swept {
+                    Ok(swept) => self.swept(swept).await,
+                    Err(error) => tracing::error!(%error, "sweeping the key store failed"),
+                },
+                _ = sweep.tick() => self.sweep(),
             }
         }
     }

@@ -37,27 +37,44 @@ impl Compute {
         models: &Path,
         server_toml: &[String],
     ) -> Result<Self> {
+        Self::named(SERVER, directory, broker_port, pki, models, server_toml)
+    }
+
+    /// The same for a server that the broker knows under this name.
+    ///
+    /// # Errors
+    /// The configuration cannot be written, or a snippet is not TOML.
+    pub fn named(
+        name: &str,
+        directory: &Path,
+        broker_port: u16,
+        pki: &Pki,
+        models: &Path,
+        server_toml: &[String],
+    ) -> Result<Self> {
         fs::create_dir_all(directory)?;
-        let credentials = pki.client(SERVER)?;
+        let credentials = pki.client(name)?;
         let mut settings = Settings::default();
         settings.overlay(&format!(
             "worker_group = \"test-workers\"\n\
              models_directory = {models}\n\
              signing_key = {signing_key}\n\
              [tenants.acme]\n[tenants.globex]\n\
-             [store]\npath = {store}\n\
              [audit]\npath = {audit}\n\
              [broker]\nhost = \"localhost\"\nport = {broker_port}\n\
              ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
              [log]\nlevel = \"trace\"\n",
             models = quoted(models),
             signing_key = quoted(&pki.signing_key()),
-            store = quoted(&directory.join("store")),
             audit = quoted(&directory.join("audit.jsonl")),
             ca = quoted(&credentials.ca),
             certificate = quoted(&credentials.certificate),
             key = quoted(&credentials.key),
         ))?;
+        if !server_toml.iter().any(|snippet| snippet.contains("[store]")) {
+            let store = quoted(&directory.join("store"));
+            settings.overlay(&format!("[store]\npath = {store}\n"))?;
+        }
         for snippet in server_toml {
             settings.overlay(snippet)?;
         }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::broker::{Acl, Broker, OPERATOR};
+use crate::broker::{Acl, Broker, OPERATOR, SERVER};
 use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
 use crate::pki::Pki;
 use crate::proxy::Proxy;
+use crate::redis::Redis;
 use crate::robot::{Blueprint, IdentityKey, Robot};
 
 /// The identity of the first robot.
@@ -25,6 +26,10 @@ pub struct World {
     pub robot: Robot,
     /// The compute server.
     pub compute: Compute,
+    /// More workers, if [`Builder::workers`] asked for them.
+    pub others: Vec<Compute>,
+    /// What workers share their sessions in, if there are several.
+    pub redis: Option<Redis>,
     /// A client on the uplink's broker that may read and write everything.
     pub operator: Client,
     /// What the robot's uplink goes through, if [`Builder::proxied`] was asked for.
@@ -46,6 +51,7 @@ pub struct Builder {
     models: PathBuf,
     agent_toml: Vec<String>,
     server_toml: Vec<String>,
+    workers: usize,
     proxied: bool,
     durable: bool,
     software_key: bool,
@@ -78,6 +84,7 @@ impl World {
             models: crate::repository().join("server/models"),
             agent_toml: Vec::new(),
             server_toml: Vec::new(),
+            workers: 1,
             proxied: false,
             durable: false,
             software_key: false,
@@ -133,8 +140,14 @@ impl World {
     pub async fn stop(mut self) -> Result<()> {
         self.robot.agent.stop().await?;
         self.compute.stop().await?;
+        for other in &mut self.others {
+            other.stop().await?;
+        }
         self.broker.stop().await?;
         self.robot.broker.stop().await?;
+        if let Some(redis) = &mut self.redis {
+            redis.stop().await?;
+        }
         self.robot.tpm.power_off().await
     }
 }
@@ -204,6 +217,13 @@ impl Builder {
         self.agent_toml(&toml).server_toml(&toml)
     }
 
+    /// So many workers, which share their sessions in a Redis.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
     /// Leads the robot's uplink through a [`Proxy`] that records, holds up and cuts.
     #[must_use]
     pub fn proxied(mut self) -> Self {
@@ -254,6 +274,8 @@ impl Builder {
         let mut acl = Acl::default();
         acl.robots.push(self.identity.clone());
         acl.robots.extend(self.other_robots);
+        let names: Vec<String> = (2..=self.workers).map(|n| format!("{SERVER}-{n}")).collect();
+        acl.servers.extend(names.clone());
         let broker = Broker::uplink(&directory.join("uplink"), &pki, &acl, self.durable).await?;
         let operator = uplink_client(&broker, &pki, OPERATOR).await?;
         operator.subscribe(WORKER_STATUS).await?;
@@ -261,13 +283,19 @@ impl Builder {
         let table = |tenant: &str| format!("[tenants.{tenant}]\n");
         let tenants: Vec<String> = tenants(&acl).into_iter().map(table).collect();
         server_toml.insert(0, tenants.concat());
-        let compute = Compute::new(
-            &directory.join("server"),
-            broker.port(),
-            &pki,
-            &self.models,
-            &server_toml,
-        )?;
+        let redis = if self.workers > 1 {
+            let redis = Redis::start(&directory.join("redis"), &pki).await?;
+            server_toml.insert(0, redis.toml());
+            Some(redis)
+        } else {
+            None
+        };
+        let new = |name: &str| {
+            let (directory, port) = (directory.join(name), broker.port());
+            Compute::named(name, &directory, port, &pki, &self.models, &server_toml)
+        };
+        let compute = new(SERVER)?;
+        let others = names.iter().map(|name| new(name)).collect::<Result<_>>()?;
         let proxy = if self.proxied { Some(Proxy::start(broker.port()).await?) } else { None };
         let robot = Robot::build(Blueprint {
             directory: directory.join(&self.identity),
@@ -282,6 +310,8 @@ impl Builder {
         let mut world = World {
             robot,
             compute,
+            others,
+            redis,
             operator,
             proxy,
             broker,
@@ -291,6 +321,9 @@ impl Builder {
             scratch,
         };
         world.start_compute().await?;
+        for other in &mut world.others {
+            other.start(&world.operator).await.context("another worker does not come up")?;
+        }
         if self.stage >= Stage::Provisioned {
             world.robot.agent.provision().await?;
         }

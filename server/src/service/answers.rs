@@ -24,6 +24,7 @@ impl Service {
     /// Says that this worker is up, and what it computes.
     pub(super) fn announce(&mut self) {
         tracing::info!(worker = %self.worker, "broker link is up");
+        self.health.iter_mut().for_each(|health| health.set_connected(true));
         let topic = Topic::WorkerStatus { worker: self.worker.clone() }.to_string();
         match (WorkerState { worker: self.worker.clone(), up: true }).encode() {
             Ok(state) => {

@@ -1,14 +1,25 @@
 //! How sessions end: by their robots, by their time, and by what other workers did to them.
 
+use std::sync::Arc;
+
 use moai_transport::ids::Tenant;
 use moai_transport::message::ErrorCode;
 use tokio::time::Instant;
 
 use super::Service;
 use crate::audit::Event;
+use crate::health::Beacon;
 use crate::refusal::Refused;
 use crate::store::{SessionKey, StoreError};
 use crate::tenants::TenantRules;
+
+/// What a look through the store found.
+pub(super) struct Swept {
+    /// Their time is over, and they were removed: by this worker.
+    expired: Vec<SessionKey>,
+    /// This worker has them, and the store does not.
+    gone: Vec<SessionKey>,
+}
 
 /// Sessions that are remembered to be ended when the store is back.
 const MAX_ENDING: usize = 4096;
@@ -50,8 +61,10 @@ impl Service {
         }
     }
 
-    /// Once a second: what has had its time goes.
-    pub(super) async fn sweep(&mut self) {
+    /// Once a second: what has had its time goes. The store is looked through meanwhile: one that
+    /// does not answer stops nothing else.
+    pub(super) fn sweep(&mut self) {
+        self.health.iter_mut().for_each(Beacon::beat);
         let now = Instant::now();
         if let Some(attestation) = &mut self.attestation {
             attestation.expire(now);
@@ -59,27 +72,35 @@ impl Service {
         for key in self.sessions.expire(now) {
             self.prepared.remove(&key);
         }
-        for key in self.ending.clone() {
-            self.end(&key).await;
-        }
-        if let Err(error) = self.sweep_store().await {
-            tracing::warn!(%error, "the key store was not swept");
+        if self.sweeping.is_empty() {
+            let (store, names, now) =
+                (Arc::clone(&self.store), self.sessions.names(), (self.clock)());
+            self.sweeping.spawn(async move {
+                let expired = store.sweep(now).await?;
+                let alive = store.alive(&names, now).await?;
+                let gone = names.into_iter().zip(alive).filter(|(_, is_alive)| !is_alive);
+                Ok(Swept { expired, gone: gone.map(|(key, _)| key).collect() })
+            });
         }
     }
 
-    async fn sweep_store(&mut self) -> Result<(), StoreError> {
-        let now = (self.clock)();
-        for key in self.store.sweep(now).await? {
+    pub(super) async fn swept(&mut self, swept: Result<Swept, StoreError>) {
+        let Swept { expired, gone } = match swept {
+            Ok(swept) => swept,
+            Err(error) => return tracing::warn!(%error, "the key store was not swept"),
+        };
+        for key in expired {
             tracing::info!(identity = %key.identity, session = %key.session, "session expired, keys deleted");
-            self.audit.record(&key, now, &Event::Expired);
+            self.audit.record(&key, (self.clock)(), &Event::Expired);
         }
-        let names = self.sessions.names();
-        let alive = self.store.alive(&names, now).await?;
-        for (key, _) in names.iter().zip(alive).filter(|(_, is_alive)| !is_alive) {
+        for key in gone {
             // Its robot ended it on another worker, or its time is over by the store's clock.
             tracing::debug!(session = %key, "session is not in the store any more");
-            self.drop_session(key);
+            self.drop_session(&key);
         }
-        Ok(())
+        // The store answers: now it may also take what it did not take before.
+        for key in self.ending.clone() {
+            self.end(&key).await;
+        }
     }
 }

@@ -22,3 +22,5 @@ mod restarts;
 mod secrecy;
 mod stage;
 mod supervision;
+mod tenants;
+mod workers;

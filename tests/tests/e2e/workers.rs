@@ -1,0 +1,141 @@
+//! Workers share their sessions: whichever dies, another goes on, and no key goes up again.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result};
+use moai_tests::World;
+use moai_tests::compute::Compute;
+use moai_tests::onboard::SLOW;
+use moai_tests::process::STEP;
+use moai_tests::settings::quoted;
+use moai_transport::frame::FrameKind;
+use moai_transport::message::Have;
+
+use crate::stage::{ARM, PlaintextModel, QUICK, Stage, frames, numbers, start, trials};
+
+/// The worker that the last job went to.
+fn serving(stage: &Stage) -> Result<String> {
+    let history = stage.operator.history();
+    let mut jobs = history.iter().rev().filter(|message| message.topic.ends_with("/job"));
+    let worker = jobs.next().and_then(|message| message.topic.split('/').nth(5));
+    Ok(worker.context("the operator saw no job")?.to_owned())
+}
+
+/// Kills a worker.
+async fn kill(stage: &mut Stage, worker: &str) -> Result<()> {
+    let World { compute, others, .. } = &mut **stage;
+    let mut all = std::iter::once(compute).chain(others);
+    let is_it = |compute: &&mut Compute| compute.worker().is_ok_and(|id| id == worker);
+    all.find(is_it).context("an unknown worker")?.kill().await
+}
+
+/// What workers said they hold, in order.
+fn haves(stage: &Stage) -> Result<Vec<Have>> {
+    let frames = frames(&stage.operator, FrameKind::Have);
+    frames.iter().map(|frame| Ok(Have::decode(&frame.body)?)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_killed_in_mid_load_lose_and_double_no_job_and_cost_no_upload() -> Result<()> {
+    const JOBS: usize = 16;
+    let mut stage = start(World::builder().workers(3)).await?;
+    stage.watch_uplink().await?;
+    stage.operator.subscribe("moai/v1/down/#").await?;
+    let session = stage.open_arm().await?;
+    let uploaded = frames(&stage.operator, FrameKind::Chunk).len();
+    let trials: Vec<_> = trials()?.into_iter().cycle().take(JOBS).collect();
+    for trial in &trials {
+        stage.submit(trial).await?;
+    }
+    let mut killed = BTreeSet::new();
+    for _ in 0..2 {
+        stage.robot.onboard.result(ARM).await?;
+        let worker = serving(&stage)?;
+        kill(&mut stage, &worker).await?;
+        killed.insert(worker);
+        // The next one has taken over when it says what it holds.
+        stage.active_session().await?;
+    }
+    assert_eq!(killed.len(), 2, "the dead worker served again");
+
+    let results = stage.close_arm().await?;
+    assert_eq!(numbers(&results), (1..=JOBS as u64).collect::<Vec<_>>());
+    let model = PlaintextModel::load(QUICK)?;
+    for result in &results {
+        let job = usize::try_from(result["job"].as_u64().context("a number")?)?;
+        let expected = model.label(&trials[job - 1])?;
+        assert_eq!(result["label"].as_str(), Some(expected.as_str()), "{result}");
+    }
+    assert_eq!(frames(&stage.operator, FrameKind::Chunk).len(), uploaded, "keys went up again");
+    let haves = haves(&stage)?;
+    let first = haves.iter().position(|have| have.registered).context("nobody had the keys")?;
+    let workers: BTreeSet<&str> = haves[first..].iter().map(|have| have.worker.as_str()).collect();
+    assert!(haves[first..].iter().all(|have| have.registered), "keys were looked for: {haves:?}");
+    assert_eq!(workers.len(), 3, "three workers served");
+
+    // The robot had its session deleted: nothing of it is left but its name.
+    let deleted = async {
+        let redis = stage.redis.as_ref().context("workers share a Redis")?;
+        loop {
+            let dump = redis.dump().await?;
+            if !dump.iter().any(|(name, _)| name.contains(":session:")) {
+                return Ok(dump);
+            }
+            // Redis says nothing when somebody deletes.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let dump: Result<_> = tokio::time::timeout(STEP, deleted).await.context("not deleted")?;
+    let dump = dump?;
+    assert_eq!(dump.len(), 1, "{dump:?}");
+    let (name, bytes) = &dump[0];
+    assert!(name.ends_with(":ended"), "{name}");
+    assert_eq!(String::from_utf8_lossy(bytes).trim(), format!("acme.robot-1.{session}"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_hangs_work_goes_on_and_new_sessions_wait() -> Result<()> {
+    const LEG: &str = "leg";
+    let mut stage = start(World::builder().workers(2)).await?;
+    stage.open_arm().await?;
+    stage.redis.as_ref().context("a Redis")?.process()?.freeze()?;
+    stage.submit(&trials()?[0]).await?;
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
+
+    stage.robot.onboard.open(LEG, QUICK).await?;
+    let logs: Vec<_> = std::iter::once(&stage.compute)
+        .chain(&stage.others)
+        .map(|compute| Ok(compute.process()?.log().clone()))
+        .collect::<Result<_>>()?;
+    let refused = "the key store is out of reach; try again later";
+    tokio::select! {
+        line = logs[0].wait_for(refused, SLOW) => line?,
+        line = logs[1].wait_for(refused, SLOW) => line?,
+    };
+    stage.redis.as_ref().context("a Redis")?.process()?.thaw()?;
+    stage.robot.onboard.state(LEG, "active").await?;
+
+    // It comes back with nothing: the keys go up again, and the job is answered.
+    let redis = stage.redis.as_mut().context("a Redis")?;
+    redis.stop().await?;
+    redis.start_again().await?;
+    stage.submit(&trials()?[1]).await?;
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 2);
+    assert_eq!(numbers(&stage.close_arm().await?), [1, 2]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_tells_whether_it_moves_and_whether_its_broker_has_it() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let toml = format!("[health]\npath = {}\n", quoted(&directory.path().join("health")));
+    let mut stage = start(World::builder().agent_stopped().server_toml(&toml)).await?;
+    stage.compute.command(&["health"]).await?.success()?;
+    stage.broker.kill().await?;
+    stage.compute.process()?.wait_for_line("broker link is down", STEP).await?;
+    let refused = stage.compute.command(&["health"]).await?;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.log.contains("no connection to its broker"), "{}", refused.log.text());
+    stage.compute.command(&["health", "--alive"]).await?.success().map(drop)
+}
