@@ -7,6 +7,7 @@
 //! - builds on nothing but Rust: the system packages the other crates want may be missing.
 
 mod cargo;
+mod helm;
 mod moto;
 mod setup;
 mod tally;

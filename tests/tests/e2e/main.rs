@@ -4,6 +4,7 @@
 
 mod attestation;
 mod audit;
+mod chart;
 mod configuration;
 mod custodians;
 mod custody;
