@@ -107,7 +107,7 @@ async fn pods_have_no_rights_that_they_do_not_need() -> Result<()> {
 
     let one = chart.render(&SITE.replace("replicas: 3", "replicas: 1")).await?;
     assert!(!one.contains("PodDisruptionBudget"), "it would keep its node from being drained");
-    let attesting = SITE.replace("acme: {}", "acme: {}\n  requireAttestation: true");
+    let attesting = SITE.replace("Seconds: 900", "Seconds: 900\n  requireAttestation: true");
     let refused = chart.run(&["template", "site"], &attesting).await?;
     assert!(refused.log.contains("enrolmentsConfigMap"), "{}", refused.log.text());
     Ok(())

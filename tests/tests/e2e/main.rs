@@ -21,6 +21,7 @@ mod played;
 mod refusals;
 mod restarts;
 mod secrecy;
+mod service;
 mod stage;
 mod supervision;
 mod tenants;

@@ -7,18 +7,20 @@ use moai_tests::World;
 use moai_tests::compute::Compute;
 use moai_tests::onboard::SLOW;
 use moai_tests::process::STEP;
+use moai_tests::proxy::Direction;
 use moai_tests::settings::quoted;
+use moai_transport::chunk::{CHUNK_LEN, MAX_WINDOW};
 use moai_transport::frame::FrameKind;
-use moai_transport::message::Have;
+use moai_transport::message::{Have, Manifest};
 
-use crate::stage::{ARM, PlaintextModel, QUICK, Stage, frames, numbers, start, trials};
+use crate::stage::{ARM, PlaintextModel, QUICK, Stage, frames, numbers, opens, start, trials};
 
-/// The worker that the last job went to.
-fn serving(stage: &Stage) -> Result<String> {
+/// The worker that the last frame of this kind went to.
+fn serving(stage: &Stage, leaf: &str) -> Result<String> {
     let history = stage.operator.history();
-    let mut jobs = history.iter().rev().filter(|message| message.topic.ends_with("/job"));
-    let worker = jobs.next().and_then(|message| message.topic.split('/').nth(5));
-    Ok(worker.context("the operator saw no job")?.to_owned())
+    let mut frames = history.iter().rev().filter(|message| message.topic.ends_with(leaf));
+    let worker = frames.next().and_then(|message| message.topic.split('/').nth(5));
+    Ok(worker.with_context(|| format!("the operator saw no {leaf}"))?.to_owned())
 }
 
 /// Kills a worker.
@@ -50,7 +52,7 @@ async fn workers_killed_in_mid_load_lose_and_double_no_job_and_cost_no_upload() 
     let mut killed = BTreeSet::new();
     for _ in 0..2 {
         stage.robot.onboard.result(ARM).await?;
-        let worker = serving(&stage)?;
+        let worker = serving(&stage, "/job")?;
         kill(&mut stage, &worker).await?;
         killed.insert(worker);
         // The next one has taken over when it says what it holds.
@@ -92,6 +94,30 @@ async fn workers_killed_in_mid_load_lose_and_double_no_job_and_cost_no_upload() 
     assert!(name.ends_with(":ended"), "{name}");
     assert_eq!(String::from_utf8_lossy(bytes).trim(), format!("acme.robot-1.{session}"));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_mid_upload_costs_only_the_chunks_under_way() -> Result<()> {
+    const HALF: usize = 11_000_000;
+    let mut stage = start(World::builder().workers(2).proxied()).await?;
+    stage.watch_uplink().await?;
+    let proxy = stage.proxy.clone().context("a proxy was asked for")?;
+    proxy.hold_after(Direction::Up, HALF);
+    stage.robot.onboard.open(ARM, QUICK).await?;
+    proxy.wait_until_held(Direction::Up, SLOW).await?;
+    let worker = serving(&stage, "/chunk")?;
+    kill(&mut stage, &worker).await?;
+    proxy.release(Direction::Up);
+    stage.active_session().await?;
+
+    let open = opens(&stage)?.into_iter().next().context("the operator saw the session open")?;
+    let chunks = Manifest::decode(&open.body, u64::MAX)?.chunk_digests.len();
+    let sent = frames(&stage.operator, FrameKind::Chunk).len();
+    // What was under way to the dead worker goes up again; the rest once.
+    let most = chunks + 2 * MAX_WINDOW / CHUNK_LEN;
+    assert!((chunks..most).contains(&sent), "{sent} chunks went up for {chunks}");
+    stage.submit(&trials()?[0]).await?;
+    stage.robot.onboard.result(ARM).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
