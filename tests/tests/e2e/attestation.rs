@@ -14,6 +14,7 @@ use moai_transport::frame::FrameKind;
 use moai_transport::message::{Challenge, ErrorBody, ErrorCode};
 use moai_transport::topic::Topic;
 
+use crate::played::Played;
 use crate::stage::{ARM, QUICK, Stage, frames, start, trials};
 
 const ERRORS: &str = "moai/v1/down/+/+/error";
@@ -217,5 +218,23 @@ async fn a_server_does_not_start_with_an_enrolment_it_cannot_read() -> Result<()
     let refused = stage.compute.command(&["run", "--require-attestation"]).await?;
     assert!(!refused.status.success());
     assert!(refused.log.contains("acme.robot-1.json: not an enrolment"), "{}", refused.log.text());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_opened_without_evidence_is_not_served_where_evidence_is_required() -> Result<()>
+{
+    let mut stage = start(World::builder().agent_stopped()).await?;
+    Played::new(&stage).await?.register().await?;
+    let enrolments = enrolments(&stage);
+    fs::create_dir(&enrolments)?;
+    stage.compute.stop().await?;
+    stage.compute.require_attestation(&enrolments)?;
+    stage.start_compute().await?;
+    // The same session, at the worker that came after.
+    let robot = Played::new(&stage).await?;
+    let refused = robot.refused(&robot.job(), robot.job_bytes(1, b"an input")?).await?;
+    assert_eq!(refused, (ErrorCode::UnknownSession, 0));
+    assert!(!stage.compute.process()?.log().contains("session taken over"));
     Ok(())
 }

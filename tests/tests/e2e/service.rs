@@ -21,7 +21,7 @@ use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, ModelId, SessionId, WorkerId};
 use moai_transport::keys::SessionSigningKey;
 use moai_transport::link::{self, Endpoint, LinkConfig, Qos};
-use moai_transport::message::ErrorCode;
+use moai_transport::message::{ErrorBody, ErrorCode};
 use moai_transport::tls::client_config;
 use moai_transport::topic::{Topic, worker_filters};
 use tokio::sync::mpsc;
@@ -296,7 +296,7 @@ async fn an_engine_that_fails_ends_one_job_and_one_that_refuses_keys_one_session
     let filter = format!("moai/v1/down/acme.robot-1/{}/error", refused.session);
     let error = stage.operator.wait_for(&filter, "refusal", STEP, |_| true).await?;
     let error = stage.pki.answered(&error.payload)?;
-    let code = moai_transport::message::ErrorBody::decode(&error.body)?.code;
+    let code = ErrorBody::decode(&error.body)?.code;
     assert_eq!(code, ErrorCode::MalformedCiphertext);
     let sessions = inside.store.join("sessions");
     let left: BTreeSet<String> = std::fs::read_dir(sessions)?
@@ -330,9 +330,16 @@ async fn keys_that_had_to_make_room_are_loaded_again_from_the_store() -> Result<
     // Somebody changed the store: the keys are not used, and their robot is told.
     let file = inside.store.join(format!("sessions/acme.robot-1.{}.keys", one.session));
     std::fs::write(file, [9; 100])?;
-    let job = one.job_bytes(4, b"input")?;
-    let refused = one.refused(&one.job(), job).await?;
-    assert_eq!(refused, (ErrorCode::UnknownSession, 4));
+    one.submit(4, b"input").await?;
+    let filter = format!("moai/v1/down/acme.robot-1/{}/error", one.session);
+    let mut refused = BTreeSet::new();
+    for _ in 0..2 {
+        let error = stage.operator.wait_for(&filter, "refusal", STEP, |_| true).await?;
+        let error = stage.pki.answered(&error.payload)?;
+        assert_eq!(ErrorBody::decode(&error.body)?.code, ErrorCode::UnknownSession);
+        refused.insert(error.claims.number);
+    }
+    assert_eq!(refused, [0, 4].into(), "the session and its job");
     assert_eq!(inside.gate.state().prepared, 8);
     Ok(())
 }
