@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use moai_tpm::Epoch;
 use moai_transport::link::{self, Endpoint, Link, LinkConfig, LinkEvent, Outgoing, Qos};
 use moai_transport::message::RobotState;
 use moai_transport::topic::{Topic, robot_filters};
@@ -44,7 +43,6 @@ use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
 use crate::uplink::{LinkState, Uplink};
-use crate::vault::Vault;
 
 /// An oversized onboard message is received, so that it can be refused by name; what is larger
 /// than this never leaves the broker.
@@ -98,12 +96,12 @@ async fn work(
 ) -> anyhow::Result<()> {
     let servers = config.uplink.server_key.read()?;
     let Some(opened) = startup::open_custody(config, progress, &stop).await? else { return Ok(()) };
-    let Opened { custody, vault, epoch, custodian } = opened;
 
     let links = CancellationToken::new();
     let clock = Arc::new(SystemClock);
     let boot = BootId::current().context("cannot read the boot id")?;
-    let audit = begin_audit(config, &vault, epoch, clock.clone(), &boot, &stop)?;
+    let audit = begin_audit(config, &opened, clock.clone(), &boot, &stop)?;
+    let Opened { custody, vault, epoch, custodian, .. } = opened;
     let spool = open_spool(config, &*clock, &boot, &audit)?;
     let (tpm, tpm_config) = (custody.custodian().tpm(), config.tpm.clone());
     let tpm = move || tpm.map_or_else(|| custody::connect(&tpm_config), Ok);
@@ -224,16 +222,19 @@ fn open_spool(
 /// Starts the audit log and whatever only feeds it.
 fn begin_audit(
     config: &Config,
-    vault: &Arc<Vault>,
-    epoch: Epoch,
+    opened: &Opened,
     clock: Arc<SystemClock>,
     boot: &BootId,
     stop: &CancellationToken,
 ) -> anyhow::Result<Audit> {
     let (directory, limits) = (&config.state_directory, config.audit);
-    let audit = Audit::start(directory, Arc::clone(vault), epoch, limits, clock.clone(), boot)
+    let vault = Arc::clone(&opened.vault);
+    let audit = Audit::start(directory, vault, opened.epoch, limits, clock.clone(), boot)
         .context("cannot start the audit log")?;
     audit.record(AuditEvent::AgentStarted { version: env!("CARGO_PKG_VERSION") });
+    if let Some(moved_to) = opened.vault_moved_to.clone() {
+        audit.record(AuditEvent::VaultDamaged { moved_to });
+    }
     tokio::spawn(clock_watch::run(clock, audit.clone(), stop.clone()));
     Ok(audit)
 }

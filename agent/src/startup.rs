@@ -13,6 +13,7 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::custody::{Custody, CustodyError, StateDirectory, VAULT_FILE};
 use crate::services::off_thread;
@@ -50,6 +51,8 @@ pub struct Opened {
     pub custody: Arc<Custody>,
     /// The sessions' records.
     pub vault: Arc<Vault>,
+    /// Where a damaged vault was moved to.
+    pub vault_moved_to: Option<String>,
     /// The epoch in force.
     pub epoch: Epoch,
     /// The custodian, for people.
@@ -66,12 +69,14 @@ pub async fn open_custody(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Opened>> {
     let directory = config.state_directory.clone();
-    let (state, mut vault) = off_thread(move || {
+    let (state, vault) = off_thread(move || {
         let state = StateDirectory::lock(&directory)?;
-        let vault = LockedVault::open(&state.file(VAULT_FILE))?;
+        let now = SystemClock.unix().as_secs();
+        let vault = LockedVault::open_or_begin(&state.file(VAULT_FILE), now)?;
         Ok::<_, CustodyError>((Arc::new(state), vault))
     })
     .await?;
+    let (mut vault, vault_moved_to) = vault;
     let mut custody: Option<Arc<Custody>> = None;
     let mut pause = Pause::new();
     loop {
@@ -93,7 +98,7 @@ pub async fn open_custody(
                 let vault = off_thread(move || vault.unlock(&key, epoch)).await;
                 let vault = Arc::new(vault.map_err(CustodyError::from)?);
                 tracing::info!(%custodian, %epoch, "root secret unsealed");
-                return Ok(Some(Opened { custody, vault, epoch, custodian }));
+                return Ok(Some(Opened { custody, vault, vault_moved_to, epoch, custodian }));
             }
             Err(error) => error,
         };

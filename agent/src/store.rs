@@ -1,16 +1,17 @@
-//! The embedded store under vault and spool: redb files with small caches and private modes.
+//! The embedded store under the vault: a redb file with a small cache and a private mode.
 //!
 //! Invariants:
 //! - a file is created with mode 0600;
 //! - a write is durable when its function returns, or did not happen.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Database, Key, Table, TableDefinition, Value};
+use redb::{Database, DatabaseError, Key, StorageError, Table, TableDefinition, Value};
 
-/// Two small tables: a large page cache would only hold memory the robot needs.
+/// Small tables: a large page cache would only hold memory the robot needs.
 const CACHE_LEN: usize = 1024 * 1024;
 
 /// Why a store failed.
@@ -23,6 +24,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// The file cannot be read, or is in use.
+    #[error("{} is not usable: {source}; check the disk's health", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the store said.
+        source: redb::DatabaseError,
     },
     /// The file is not a store of this version, or is damaged beyond its own repair.
     #[error("{} is not a usable store: {source}; move it away to start with an empty one", path.display())]
@@ -56,11 +65,34 @@ pub fn open(path: &Path) -> Result<Database, StoreError> {
         .mode(0o600)
         .open(path)
         .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
-    Database::builder()
-        .set_cache_size(CACHE_LEN)
-        .create_with_backend(FileBackend::new(file).map_err(damaged)?)
-        .map_err(damaged)
+    let open = |file| {
+        let backend = FileBackend::new(file)?;
+        let mut database =
+            Database::builder().set_cache_size(CACHE_LEN).create_with_backend(backend)?;
+        // Every page by its checksum: a damaged one would else be found when it is needed.
+        database.check_integrity()?;
+        Ok(database)
+    };
+    open(file).map_err(|source| {
+        let path = path.to_owned();
+        if is_damage(&source) {
+            StoreError::Damaged { path, source }
+        } else {
+            StoreError::Unusable { path, source }
+        }
+    })
+}
+
+fn is_damage(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::UpgradeRequired(_)
+        | DatabaseError::RepairAborted
+        | DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::Storage(StorageError::Io(error)) => {
+            matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+        }
+        _ => false,
+    }
 }
 
 /// Runs `change` on a table in one durable transaction.

@@ -128,6 +128,25 @@ impl LockedVault {
         Ok(Self { database: store::open(path)? })
     }
 
+    /// Opens or creates the file. One that is damaged is moved aside, since a robot that starts
+    /// without its sessions is better than one that does not start; returns its new name, which ends
+    /// in `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open_or_begin(path: &Path, now: u64) -> Result<(Self, Option<String>), VaultError> {
+        let damage = match Self::open(path) {
+            Err(VaultError::Store(error @ StoreError::Damaged { .. })) => error,
+            opened => return opened.map(|vault| (vault, None)),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = format!("{name}.damaged-{now}");
+        std::fs::rename(path, path.with_file_name(&aside))
+            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        tracing::error!(%damage, %aside, "the vault was damaged; all sessions begin anew");
+        Ok((Self::open(path)?, Some(aside)))
+    }
+
     /// The epoch of all records; `None` if the vault was never unlocked.
     ///
     /// # Errors
@@ -484,5 +503,42 @@ pub(crate) mod tests {
         drop(vault);
         let bytes = std::fs::read(&path).unwrap();
         assert!(!bytes.windows(16).any(|window| window == &secret.seed.expose()[..16]));
+    }
+
+    #[test]
+    fn a_damaged_vault_is_moved_aside_and_nothing_wrong_is_read_from_any() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vault.redb");
+        let vault = open(&path, 1, 1).unwrap();
+        for n in 1..=20 {
+            vault.write(&record(n)).unwrap();
+        }
+        drop(vault);
+        let whole = std::fs::read(&path).unwrap();
+        let blocks = whole.len() / 512;
+        let truncations = (0..blocks).step_by(40).map(|block| whole[..block * 512].to_vec());
+        let garbage = (0..blocks).map(|block| {
+            let mut bytes = whole.clone();
+            bytes[block * 512..][..512].fill(0xa5);
+            bytes
+        });
+        let (mut moved, mut kept) = (0, 0);
+        for bytes in garbage.chain(truncations) {
+            std::fs::write(&path, &bytes).unwrap();
+            let (vault, aside) = LockedVault::open_or_begin(&path, 7).unwrap();
+            let vault = vault.unlock(&key(1), Epoch(1)).unwrap();
+            let seeds = seeds(&vault);
+            if let Some(aside) = aside {
+                assert_eq!(aside, "vault.redb.damaged-7");
+                assert_eq!(std::fs::read(path.with_file_name(aside)).unwrap(), bytes);
+                assert_eq!(seeds, [0; 0]);
+                moved += 1;
+            } else {
+                // The damage was where nothing is, or the file began as a new one.
+                assert!(seeds == (1..=20).collect::<Vec<u8>>() || bytes.is_empty());
+                kept += 1;
+            }
+        }
+        assert!(moved > 3 && kept > 3, "{moved} moved, {kept} kept");
     }
 }

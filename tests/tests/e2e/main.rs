@@ -22,6 +22,7 @@ mod refusals;
 mod restarts;
 mod secrecy;
 mod service;
+mod spool;
 mod stage;
 mod supervision;
 mod tenants;
