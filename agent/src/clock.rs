@@ -49,6 +49,12 @@ impl BootInstant {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// The instant `duration` before this one, or when the kernel started.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// How long from `now` until this instant; zero if it has passed.
     #[must_use]
     pub fn remaining(self, now: Self) -> Duration {

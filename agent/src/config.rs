@@ -212,7 +212,12 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
     let spool = root.section("spool", |spool| {
         let default = SpoolLimits::default();
         let max_bytes = spool.integer("max_bytes", 1 << 20..=1 << 32, Some(default.max_bytes));
-        Some(SpoolLimits { max_bytes: max_bytes? })
+        let max_age = spool.integer(
+            "max_age_seconds",
+            1..=MAX_LIFETIME.as_secs(),
+            Some(default.max_age.as_secs()),
+        );
+        Some(SpoolLimits { max_bytes: max_bytes?, max_age: Duration::from_secs(max_age?) })
     });
     let audit = root.section("audit", |audit| {
         let default = AuditLimits::default();

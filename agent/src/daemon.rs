@@ -137,6 +137,8 @@ async fn work(
         onboard: onboard.clone(),
         custodian: Arc::clone(custody.custodian()),
         attester,
+        orders: config.tasks.iter().map(|task| (task.id.clone(), task.order)).collect(),
+        max_age: config.spool.max_age,
         lifetimes: config.lifetimes,
         audit: audit.clone(),
         conditions: Conditions::default(),

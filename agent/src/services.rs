@@ -1,6 +1,8 @@
 //! What every session needs from the rest of the agent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,12 +13,12 @@ use crate::custody::{Custodian, CustodyError};
 use crate::identity::attestation::Attester;
 use crate::onboard::Onboard;
 use crate::secrets::{OsEntropy, SessionSeed, scrubbed};
-use crate::spool::Spool;
+use crate::spool::{Order, Spool};
 use crate::status::StatusBoard;
 use crate::ttl::Lifetimes;
 use crate::uplink::Uplink;
 use crate::vault::{SessionRecord, Vault, VaultError};
-use moai_transport::ids::SessionId;
+use moai_transport::ids::{SessionId, TaskId};
 
 /// Handles to the agent's owners of resources.
 pub struct Services {
@@ -36,6 +38,10 @@ pub struct Services {
     pub custodian: Arc<dyn Custodian>,
     /// What answers a server that wants to know what this robot is; none without a TPM.
     pub attester: Option<Arc<dyn Attester>>,
+    /// Which jobs of a task go first; oldest first where nothing is said.
+    pub orders: BTreeMap<TaskId, Order>,
+    /// How long a job may wait for its answer.
+    pub max_age: Duration,
     /// Lifetimes of the classes.
     pub lifetimes: Lifetimes,
     /// The log of what happened to root secret, sessions and uplink.
@@ -60,6 +66,12 @@ pub enum SeedError {
 }
 
 impl Services {
+    /// Which jobs of a task go first.
+    #[must_use]
+    pub fn order(&self, task: &TaskId) -> Order {
+        self.orders.get(task).copied().unwrap_or_default()
+    }
+
     /// A fresh session seed; a few milliseconds of TPM time.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use moai_settings::Section;
 use moai_transport::ids::{ModelId, TaskId};
 
 use crate::onboard::{Format, MAX_CHANNELS, Pointer, TopicName, Topics};
+use crate::spool::Order;
 use crate::ttl::TtlClass;
 
 const MAX_DECLARED: usize = 32;
@@ -36,6 +37,8 @@ pub struct DeclaredTask {
     pub result_topic: Option<TopicName>,
     /// What happens to samples that come faster than they are taken.
     pub when_full: WhenFull,
+    /// Which of its jobs go first, and which give way.
+    pub order: Order,
     /// Whether onboard software may close it.
     pub closable: bool,
 }
@@ -151,6 +154,7 @@ fn task(section: &mut Section<'_>, api: &Topics) -> Option<DeclaredTask> {
     let model = section.required("model");
     let ttl = section.optional("ttl", TtlClass::default());
     let when_full = section.optional("when_full", WhenFull::default());
+    let order = section.optional("order", Order::default());
     let closable = section.boolean("closable", false);
     let result_topic = section.maybe::<TopicName>("result_topic");
     let trigger = section.maybe::<TopicName>("trigger");
@@ -186,6 +190,7 @@ fn task(section: &mut Section<'_>, api: &Topics) -> Option<DeclaredTask> {
         join,
         result_topic,
         when_full: when_full?,
+        order: order?,
         closable: closable?,
     })
 }
@@ -255,6 +260,7 @@ mod tests {
         let tasks = parse("[[tasks]]\nname = 'arm'\nmodel = 'grasp'\n").unwrap();
         let [task] = &tasks[..] else { panic!("one task") };
         assert_eq!((task.when_full, task.closable), (WhenFull::DropOldest, false));
+        assert_eq!(task.order, Order::OldestFirst);
         assert_eq!((task.channels(), task.join), (None, Join::WhenAllAreFresh));
     }
 
@@ -277,6 +283,7 @@ mod tests {
             ("model = 'm'", 1, "`tasks.name` is missing"),
             ("name = 'a b'\nmodel = 'm'", 2, "`tasks.name` is not usable"),
             ("name = 'a'\nmodel = 'm'\nttl = 'ever'", 4, "`tasks.ttl` is not usable"),
+            ("name = 'a'\nmodel = 'm'\norder = 'none'", 4, "\"oldest-first\" or \"newest-first\""),
             ("name = 'a'\nmodel = 'm'\nwhen_full = 'panic'", 4, "\"block\" or \"drop-oldest\""),
             ("name = 'a'\nmodel = 'm'\nresult_topic = 'x/#'", 4, "no wildcards"),
             ("name = 'a'\nmodel = 'm'\nresult_topic = 'moai/x'", 1, "below the API's own prefix"),

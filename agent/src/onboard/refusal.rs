@@ -38,6 +38,8 @@ codes! {
     BadResult = "bad_result",
     /// The task is the configuration's, and not to be opened otherwise.
     Declared = "declared",
+    /// Newer windows took the job's place.
+    Dropped = "dropped",
     /// The session's time was over before the job was answered.
     Expired = "expired",
     /// The server takes the robot for another.

@@ -14,6 +14,7 @@
 
 mod file;
 mod keeper;
+mod order;
 mod record;
 mod scan;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use moai_transport::ids::{JobNumber, SessionId, TaskId};
 use serde::{Deserialize, Serialize};
@@ -29,11 +31,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::file::SpoolFile;
 use self::keeper::{Index, Keeper, Question, Reply, Request};
+pub use self::order::Order;
 use self::record::{Job, Record};
 use crate::clock::{BootId, BootInstant};
 use crate::disk::{Disk, SystemDisk};
 use crate::onboard::Code;
 use crate::secrets::OsEntropy;
+use crate::ttl::MAX_LIFETIME;
 
 /// Name of the file in the state directory.
 pub const SPOOL_FILE: &str = "spool.log";
@@ -44,11 +48,13 @@ const QUEUE_LEN: usize = 256;
 pub struct SpoolLimits {
     /// How many bytes the jobs that wait may have. The file may have twice as many.
     pub max_bytes: u64,
+    /// How long a job may wait; sessions end after at most four hours anyway.
+    pub max_age: Duration,
 }
 
 impl Default for SpoolLimits {
     fn default() -> Self {
-        Self { max_bytes: 64 * 1024 * 1024 }
+        Self { max_bytes: 64 * 1024 * 1024, max_age: MAX_LIFETIME }
     }
 }
 

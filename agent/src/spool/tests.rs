@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::disk::memory::{Failing, MemoryDisk};
 
-const BIG: SpoolLimits = SpoolLimits { max_bytes: 64 * 1024 * 1024 };
+const BIG: SpoolLimits =
+    SpoolLimits { max_bytes: 64 * 1024 * 1024, max_age: Duration::from_hours(4) };
 
 fn session(n: u8) -> SessionId {
     SessionId::new(1_700_000_000_000, [n; 10])
@@ -237,7 +238,7 @@ fn after_a_flush_that_failed_nothing_is_believed_that_was_not_durable_before() {
 #[test]
 fn what_waits_is_bounded_and_an_end_makes_room() {
     let disk = MemoryDisk::default();
-    let limits = SpoolLimits { max_bytes: 1000 };
+    let limits = SpoolLimits { max_bytes: 1000, ..BIG };
     let mut bench = Bench::open(&disk, "one", 1, limits);
     let a = session(1);
     let mut accepted = 0;

@@ -3,6 +3,7 @@
 mod attesting;
 mod ending;
 mod outcome;
+mod submitting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::outcome::refusal_code;
-use super::jobs::{Jobs, MAX_WAITING, Made};
+use super::jobs::Jobs;
 use super::registration::{Next, Registration};
-use super::{EndReason, Input, Reports, SessionReport, SessionRequest, StartError};
+use super::{EndReason, Reports, SessionReport, SessionRequest, StartError};
 use crate::audit::AuditEvent;
-use crate::onboard::Code;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
-use crate::spool::{NewJob, Outstanding, SpoolError};
+use crate::spool::Outstanding;
 use crate::uplink::{self, SendError, SessionEvent, context_id};
 use crate::vault::SessionRecord;
 
@@ -247,7 +247,8 @@ impl Actor {
             });
         }
         if let Some(worker) = self.registration.registered_worker().cloned() {
-            while let Some((number, body)) = self.jobs.next_due(now) {
+            let order = self.services.order(&self.record.facts.task);
+            while let Some((number, body)) = self.jobs.next_due(order, now) {
                 let topic = self.to_worker(worker.clone(), "job");
                 self.spawn(topic, FrameKind::Job, number.0, body.to_vec(), move |sent| Done::Job {
                     number,
@@ -329,6 +330,7 @@ impl Actor {
     }
 
     fn tick(&mut self) {
+        self.drop_old();
         if self.jobs.any_overdue(Instant::now()) {
             tracing::warn!(session = %self.record.id, "jobs are overdue; asking the server again");
             self.registration.renew();
@@ -341,47 +343,7 @@ impl Actor {
         }
     }
 
-    // Jobs.
-
-    async fn submit(&mut self, input: Input) {
-        if self.jobs.len() >= MAX_WAITING {
-            let message =
-                format!("{MAX_WAITING} windows wait for an answer already; this one is dropped");
-            return self.refuse(Code::BacklogFull, message, input.reply.as_ref()).await;
-        }
-        let card = &self.record.facts.card;
-        let started = Instant::now();
-        let encrypted = self.engine.encrypt(card, &input.levels, &mut OsEntropy);
-        let reply = input.reply;
-        let body = match encrypted {
-            Ok(body) => body,
-            Err(error) => {
-                let message = error.to_string();
-                return self.refuse(Code::NotEncrypted, message, reply.as_ref()).await;
-            }
-        };
-        let encrypt = input.features + started.elapsed();
-        let job = NewJob {
-            session: self.record.id.clone(),
-            era: self.record.facts.era,
-            task: self.record.facts.task.clone(),
-            accepted: self.services.clock.boot(),
-            body,
-            plain_len: input.plain_len,
-        };
-        match self.services.spool.append(job.clone()).await {
-            Ok(number) => {
-                let made = Made { at: input.arrived, encrypt, reply };
-                self.jobs.insert(job.numbered(number), Some(made), Instant::now());
-            }
-            Err(error) => {
-                self.refuse(error.code(), error.to_string(), reply.as_ref()).await;
-                if let SpoolError::NumbersLost = error {
-                    self.drain(EndReason::Rotated).await;
-                }
-            }
-        }
-    }
+    // What the server says.
 
     async fn event(&mut self, event: SessionEvent) {
         match event {
