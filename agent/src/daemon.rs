@@ -22,10 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Audit, AuditEvent};
+use crate::audit::AuditEvent;
 use crate::cli::exit;
-use crate::clock::{BootId, Clock, SystemClock, watch as clock_watch};
-use crate::conditions::Conditions;
+use crate::clock::{BootId, SystemClock};
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, CustodyError, RotationStep};
@@ -35,10 +34,10 @@ use crate::feed::Feed;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
 use crate::identity::{self, CertificateStore, attestation};
+use crate::journals::{self, Journals};
 use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
 use crate::services::Services;
-use crate::spool::{Spool, SpoolDamage, SpoolError};
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
@@ -100,9 +99,9 @@ async fn work(
     let links = CancellationToken::new();
     let clock = Arc::new(SystemClock);
     let boot = BootId::current().context("cannot read the boot id")?;
-    let audit = begin_audit(config, &opened, clock.clone(), &boot, &stop)?;
+    let Journals { audit, spool, conditions } =
+        journals::open(config, &opened, clock.clone(), &boot, &stop)?;
     let Opened { custody, vault, epoch, custodian, .. } = opened;
-    let spool = open_spool(config, &*clock, &boot, &audit)?;
     let (tpm, tpm_config) = (custody.custodian().tpm(), config.tpm.clone());
     let tpm = move || tpm.map_or_else(|| custody::connect(&tpm_config), Ok);
     let (credentials, renewal, certificate) = identity::open(config, tpm, clock.clone()).await?;
@@ -141,7 +140,7 @@ async fn work(
         max_age: config.spool.max_age,
         lifetimes: config.lifetimes,
         audit: audit.clone(),
-        conditions: Conditions::default(),
+        conditions,
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
@@ -201,44 +200,6 @@ async fn say_goodbye(config: &Config, uplink: &Link, onboard: &Onboard) {
     let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
     let _ = uplink.publish(retained(topic, robot_state(config, false))).await;
     onboard.health(&Health::down("stopped")).await;
-}
-
-/// A damaged file costs what was damaged, not the start.
-fn open_spool(
-    config: &Config,
-    clock: &dyn Clock,
-    boot: &BootId,
-    audit: &Audit,
-) -> Result<Spool, SpoolError> {
-    let now = clock.unix().as_secs();
-    let (spool, damage) = Spool::open(&config.state_directory, config.spool, boot, now)?;
-    if let Some(SpoolDamage { problem, copy }) = damage {
-        let copy = copy.map_or(String::new(), |name| format!("; a copy is in {name}"));
-        let problem = format!("{problem}{copy}");
-        tracing::error!(%problem, "the spool was damaged");
-        audit.record(AuditEvent::SpoolDamaged { problem });
-    }
-    Ok(spool)
-}
-
-/// Starts the audit log and whatever only feeds it.
-fn begin_audit(
-    config: &Config,
-    opened: &Opened,
-    clock: Arc<SystemClock>,
-    boot: &BootId,
-    stop: &CancellationToken,
-) -> anyhow::Result<Audit> {
-    let (directory, limits) = (&config.state_directory, config.audit);
-    let vault = Arc::clone(&opened.vault);
-    let audit = Audit::start(directory, vault, opened.epoch, limits, clock.clone(), boot)
-        .context("cannot start the audit log")?;
-    audit.record(AuditEvent::AgentStarted { version: env!("CARGO_PKG_VERSION") });
-    if let Some(moved_to) = opened.vault_moved_to.clone() {
-        audit.record(AuditEvent::VaultDamaged { moved_to });
-    }
-    tokio::spawn(clock_watch::run(clock, audit.clone(), stop.clone()));
-    Ok(audit)
 }
 
 fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {

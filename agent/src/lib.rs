@@ -18,6 +18,7 @@ pub mod feed;
 pub mod hardening;
 pub mod health;
 pub mod identity;
+pub mod journals;
 pub mod onboard;
 pub mod rotator;
 pub mod secrets;

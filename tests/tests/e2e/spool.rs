@@ -4,6 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use moai_tests::World;
+use moai_tests::mqtt::Message;
+use moai_tests::onboard::SLOW;
 
 use crate::stage::{ARM, Stage, numbers, start, trials};
 
@@ -26,6 +28,12 @@ async fn audited(stage: &Stage, event: &str) -> Result<()> {
     Ok(())
 }
 
+async fn health_says(stage: &Stage, reason: &str) -> Result<()> {
+    let client = &stage.robot.onboard.client;
+    let says = |message: &Message| String::from_utf8_lossy(&message.payload).contains(reason);
+    client.wait_for("moai/agent/health", reason, SLOW, says).await.map(drop)
+}
+
 fn kept_copy(stage: &Stage, name: &str) -> Result<Vec<u8>> {
     for entry in fs::read_dir(stage.robot.agent.state_directory())? {
         let entry = entry?;
@@ -45,7 +53,7 @@ async fn what_piles_up_while_the_broker_is_away_is_answered_once() -> Result<()>
     for trial in trials()?.iter().cycle().take(JOBS) {
         stage.submit(trial).await?;
     }
-    stage.robot.agent.process()?.wait_for_line("uplink is down", moai_tests::onboard::SLOW).await?;
+    stage.robot.agent.process()?.wait_for_line("uplink is down", SLOW).await?;
     stage.broker.start_again().await?;
     for _ in 0..JOBS {
         stage.robot.onboard.result(ARM).await?;
@@ -95,6 +103,7 @@ async fn a_damaged_spool_costs_the_damaged_job_and_no_number_comes_twice() -> Re
         stage.robot.onboard.result(ARM).await?;
     }
     audited(&stage, "spool_damaged").await?;
+    health_says(&stage, "spool: it was damaged").await?;
     ensure!(kept_copy(&stage, "spool.log.damaged-")? == bytes);
 
     stage.submit(&trials()?[3]).await?;
@@ -128,6 +137,7 @@ async fn a_damaged_vault_ends_its_sessions_and_each_job_is_told() -> Result<()> 
         ensure!(error["session"] == session.as_str(), "{error}");
     }
     audited(&stage, "vault_damaged").await?;
+    health_says(&stage, "vault: it was damaged").await?;
     ensure!(kept_copy(&stage, "vault.redb.damaged-")? == garbage);
 
     let another = stage.open_arm().await?;
