@@ -26,6 +26,7 @@ use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
 use crate::failure::LastFailure;
 use crate::identity::IdentityError;
+use crate::onboard::ReleaseStep;
 use crate::{control, daemon, hardening, status_table};
 
 /// What test doubles of the agent change; the agent itself changes nothing.
@@ -35,11 +36,13 @@ pub struct Hooks {
     pub protect_memory: bool,
     /// Told of each step of a rotation, when it is durable.
     pub rotation_step: fn(RotationStep),
+    /// Told of each step of a job's outcome.
+    pub release_step: fn(ReleaseStep),
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { protect_memory: true, rotation_step: |_| {} }
+        Self { protect_memory: true, rotation_step: |_| {}, release_step: |_| {} }
     }
 }
 
@@ -87,7 +90,7 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
 fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
     start_log(&config.log)?;
     let runtime = runtime()?;
-    let result = runtime.block_on(daemon::run(config, hooks.rotation_step));
+    let result = runtime.block_on(daemon::run(config, hooks));
     // A TPM call that hangs must not keep the process.
     runtime.shutdown_background();
     result

@@ -23,14 +23,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::AuditEvent;
-use crate::cli::exit;
+use crate::cli::{Hooks, exit};
 use crate::clock::{BootId, SystemClock};
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
-use crate::custody::{self, CustodyError, RotationStep};
+use crate::custody::{self, CustodyError};
 use crate::desk::{AgentDesk, Running};
+use crate::echoes::Echoes;
 use crate::failure::LastFailure;
-use crate::feed::Feed;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
 use crate::identity::{self, CertificateStore, attestation};
@@ -52,11 +52,11 @@ const TASKS_PATIENCE: Duration = Duration::from_secs(3);
 const LINK_CLOSE_PATIENCE: Duration = Duration::from_millis(750);
 const _: () = assert!(MAX_PAYLOAD_LEN < MAX_ONBOARD_PACKET_LEN);
 
-/// Runs the agent until SIGTERM or SIGINT. `observe` is told of each step of a rotation.
+/// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// It cannot start; once it runs, it heals what it can by itself.
-pub async fn run(config: Arc<Config>, observe: fn(RotationStep)) -> anyhow::Result<()> {
+pub async fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signal(&stop)?;
     for gap in hardening::gaps() {
@@ -67,7 +67,7 @@ pub async fn run(config: Arc<Config>, observe: fn(RotationStep)) -> anyhow::Resu
     let desk = Arc::new(AgentDesk::new(Arc::clone(&config), awaited));
     let done = CancellationToken::new();
     let control = tokio::spawn(control.serve(Arc::clone(&desk), done.clone()));
-    let result = work(&config, &progress, &desk, observe, stop).await;
+    let result = work(&config, &progress, &desk, hooks, stop).await;
     if let Err(error) = &result {
         keep_failure(&config, error);
     }
@@ -90,7 +90,7 @@ async fn work(
     config: &Arc<Config>,
     progress: &Progress,
     desk: &AgentDesk,
-    observe: fn(RotationStep),
+    hooks: &Hooks,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let servers = config.uplink.server_key.read()?;
@@ -120,12 +120,16 @@ async fn work(
         uplink_events,
     );
     let (onboard_state, onboard_state_receiver) = watch::channel(LinkState::connecting());
+    let (echoes, listener) = Echoes::open(&base, &topics, &links);
     let onboard = Onboard::new(
         onboard_link.clone(),
         Arc::clone(&topics),
         onboard_state_receiver,
+        echoes,
         stop.clone(),
+        hooks.release_step,
     );
+    tokio::spawn(listener.run(onboard.clone(), spool.clone()));
 
     let services = Arc::new(Services {
         clock,
@@ -146,12 +150,12 @@ async fn work(
     });
     let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, onboard_state);
     tasks.resume().await?;
-    let feed = |task| Feed::open(&base, task, Arc::clone(&topics), &links);
-    tasks.open_declared(config.tasks.iter().map(feed).collect());
+    tasks.open_declared(&base, &links);
     let tasks = tokio::spawn(tasks.run(onboard_events));
 
     let every = config.custody.rotate_every;
-    let rotator = Rotator { custody, vault, every, audit: audit.clone(), observe };
+    let rotator =
+        Rotator { custody, vault, every, audit: audit.clone(), observe: hooks.rotation_step };
     let rotations = rotator.start(epoch, stop.clone());
     let renewal = tokio::spawn(renewal.run(stop.clone()));
     let vitals = Vitals {

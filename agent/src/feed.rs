@@ -70,12 +70,6 @@ impl Feed {
         }
     }
 
-    /// Whose inputs they are.
-    #[must_use]
-    pub fn task(&self) -> &TaskId {
-        &self.task
-    }
-
     /// Brings inputs into the task's queue until the agent stops.
     pub async fn run(mut self, services: Arc<Services>, queue: Sender) {
         let stop = services.stop.clone();

@@ -13,6 +13,7 @@ pub mod custody;
 pub mod daemon;
 pub mod desk;
 pub mod disk;
+pub mod echoes;
 pub mod failure;
 pub mod feed;
 pub mod hardening;

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use moai_transport::ids::{SessionId, TaskId};
-use moai_transport::link::{LinkEvent, Message};
+use moai_transport::link::{LinkConfig, LinkEvent, Message};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::AuditEvent;
@@ -47,10 +48,12 @@ impl Tasks {
         Self { services, queues: HashMap::new(), declared, actors, link_state }
     }
 
-    /// Opens the tasks of the configuration that are not resumed, and lets their inputs in.
-    pub fn open_declared(&mut self, feeds: Vec<Feed>) {
-        for feed in feeds {
-            let id = feed.task().clone();
+    /// Opens the tasks of the configuration that are not resumed, and lets their inputs in, on
+    /// connections of their own; `base` says to which broker and as whom.
+    pub fn open_declared(&mut self, base: &LinkConfig, links: &CancellationToken) {
+        for (id, declared) in self.declared.clone() {
+            let topics = Arc::clone(self.services.onboard.topics());
+            let feed = Feed::open(base, &declared, topics, links);
             let known = self.queues.get(&id).cloned();
             let queue = known.unwrap_or_else(|| self.start(id.clone(), self.task(&id)));
             self.actors.spawn(feed.run(Arc::clone(&self.services), queue));

@@ -26,7 +26,7 @@ pub use format::Format;
 pub use joiner::{Joined, Joiner};
 pub use outputs::{Answer, Bytes, TaskState, Timing, micros};
 pub use pointer::Pointer;
-pub use publisher::Onboard;
+pub use publisher::{Onboard, ReleaseStep};
 pub use queue::{MAX_WAITING, Next, Receiver, Sender, Wanted, queue};
 pub use refusal::{Code, Refusal};
 pub use reply::ReplyTo;

@@ -148,6 +148,20 @@ impl Topics {
         format!("{}/agent/health", self.prefix)
     }
 
+    /// Where the agent tells itself that all its earlier messages have passed the broker.
+    #[must_use]
+    pub fn marker(&self) -> String {
+        format!("{}/agent/marker", self.prefix)
+    }
+
+    /// Filters for everything that ends jobs, and the marker.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<String> {
+        let own = ["result", "error"].map(|leaf| format!("{}/task/+/{leaf}", self.prefix));
+        let others = self.results.values().map(ToString::to_string);
+        own.into_iter().chain(others).chain([self.marker()]).collect()
+    }
+
     /// Whether a topic is below the API's prefix.
     #[must_use]
     pub fn is_own(&self, topic: &str) -> bool {

@@ -70,6 +70,32 @@ async fn assert_each_answered_once(stage: &Stage) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_acknowledgement_is_lost_onboard_is_not_published_again() -> Result<()> {
+    let mut stage = start(World::builder().agent_stopped()).await?;
+    let onboard = Proxy::start(stage.robot.broker.port()).await?;
+    stage.robot.agent.configure(&format!("[onboard]\nport = {}", onboard.port()))?;
+    stage.robot.start_agent().await?;
+    stage.watch_uplink().await?;
+    stage.open_arm().await?;
+    stage.compute.process()?.freeze()?;
+    stage.submit(&trials()?[0]).await?;
+    stage.job_under_way().await?;
+
+    onboard.hold_after(Direction::Down, 0);
+    stage.compute.process()?.thaw()?;
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
+    stage.robot.onboard.forget_health();
+    onboard.cut();
+    onboard.release(Direction::Down);
+    stage.robot.onboard.health("up").await?;
+
+    stage.submit(&trials()?[1]).await?;
+    assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 2);
+    assert_eq!(numbers(&stage.close_arm().await?), [1, 2]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_uplink_cut_in_the_middle_loses_and_doubles_no_job() -> Result<()> {
     let stage = start(World::builder().proxied()).await?;
     stage.open_arm().await?;

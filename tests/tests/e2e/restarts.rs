@@ -5,7 +5,7 @@ use moai_tests::World;
 use moai_tests::onboard::SLOW;
 use moai_transport::frame::FrameKind;
 
-use crate::stage::{ARM, frames, numbers, opens, start, trials};
+use crate::stage::{ARM, QUICK, Stage, frames, numbers, opens, start, trials};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_killed_in_mid_job_resumes_its_session_and_the_job_is_answered_once() -> Result<()>
@@ -40,7 +40,7 @@ async fn an_agent_killed_while_its_keys_go_up_finishes_the_upload_after_its_rest
     stage.watch_uplink().await?;
     let Some(proxy) = stage.proxy.clone() else { unreachable!("a proxy was asked for") };
     proxy.hold_after(moai_tests::proxy::Direction::Up, HALF);
-    stage.robot.onboard.open(ARM, crate::stage::QUICK).await?;
+    stage.robot.onboard.open(ARM, QUICK).await?;
     proxy.wait_until_held(moai_tests::proxy::Direction::Up, SLOW).await?;
 
     stage.robot.agent.kill().await?;
@@ -95,5 +95,47 @@ async fn a_server_that_lost_its_store_gets_the_keys_again_and_the_job_is_answere
     assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
     assert_eq!(numbers(&stage.close_arm().await?), [1]);
     assert_eq!(frames(&stage.operator, FrameKind::Chunk).len(), 2 * uploaded);
+    Ok(())
+}
+
+/// How many outcomes of jobs onboard software has heard, and whose.
+fn outcomes(stage: &Stage) -> Vec<u64> {
+    let history = stage.robot.onboard.client.history();
+    let own = ["moai/task/arm/result", "moai/task/arm/error"];
+    let outcomes = history.iter().filter(|message| own.contains(&message.topic.as_str()));
+    outcomes.filter_map(|message| message.json().ok()?["job"].as_u64()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_around_a_publication_publishes_it_once() -> Result<()> {
+    let mut stage = start(World::builder()).await?;
+    for (job, step) in [(1, "published"), (2, "decided"), (3, "published")] {
+        let world = &mut *stage;
+        world.robot.agent.stop().await?;
+        world.robot.agent.use_double(&[("MOAI_TEST_KILL_AT", step)]);
+        world.robot.start_agent().await?;
+        if job == 1 {
+            stage.robot.onboard.open(ARM, QUICK).await?;
+        }
+        stage.active_session().await?;
+        stage.submit(&trials()?[0]).await?;
+        stage.robot.agent.process()?.wait(SLOW).await?;
+        if step == "published" {
+            assert_eq!(stage.robot.onboard.result(ARM).await?["job"], job);
+        } else {
+            assert_eq!(outcomes(&stage), [1], "nothing is out yet");
+        }
+
+        stage.robot.agent.use_real();
+        stage.robot.start_agent().await?;
+        stage.active_session().await?;
+        if step == "decided" {
+            assert_eq!(stage.robot.onboard.result(ARM).await?["job"], job);
+        }
+    }
+    // Whatever was to be published again has been by the time the next one is out.
+    stage.submit(&trials()?[0]).await?;
+    stage.close_arm().await?;
+    assert_eq!(outcomes(&stage), [1, 2, 3, 4]);
     Ok(())
 }
