@@ -19,12 +19,12 @@ use std::time::Duration;
 use moai_transport::ids::{JobNumber, SessionId};
 use moai_transport::link::{self, Acknowledge, Link, LinkConfig, LinkEvent, Message, Qos};
 use serde::Deserialize;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::onboard::{Onboard, Topics};
+use crate::onboard::{Onboard, ReleaseStep, Topics};
 use crate::secrets::OsEntropy;
 use crate::spool::Spool;
 
@@ -91,6 +91,8 @@ type Passed = oneshot::Sender<()>;
 pub struct Echoes {
     known: Arc<Mutex<Known>>,
     fences: mpsc::Sender<Passed>,
+    /// Whether the first fence has passed.
+    begun: watch::Receiver<bool>,
     first: Arc<OnceCell<bool>>,
 }
 
@@ -114,10 +116,12 @@ impl Echoes {
         let (link, events) = link::spawn(config, links.clone());
         let (fences, asked) = mpsc::channel(FENCE_QUEUE_LEN);
         let known = Arc::<Mutex<Known>>::default();
+        let (begun, has_begun) = watch::channel(false);
         let listener = EchoListener {
             known: Arc::clone(&known),
             marker_topic: topics.marker(),
             asked,
+            begun,
             events,
             _link: link,
             waiting: Vec::new(),
@@ -125,7 +129,7 @@ impl Echoes {
             markers: 0,
             under_way: None,
         };
-        (Self { known, fences, first: Arc::default() }, listener)
+        (Self { known, fences, begun: has_begun, first: Arc::default() }, listener)
     }
 
     /// Whether an outcome of this job has been published by an earlier run of the agent or, if the
@@ -134,24 +138,20 @@ impl Echoes {
         if in_doubt {
             self.fence().await;
         } else {
-            self.first.get_or_init(|| self.fence()).await;
+            self.first.get_or_init(|| self.first_fence()).await;
         }
         self.known().jobs.contains(job)
     }
 
+    async fn first_fence(&self) -> bool {
+        let mut begun = self.begun.clone();
+        wait_patiently(async { begun.wait_for(|begun| *begun).await.is_ok() }).await
+    }
+
     async fn fence(&self) -> bool {
         let (reply, passed) = oneshot::channel();
-        let asked = async {
-            self.fences.send(reply).await.ok()?;
-            passed.await.ok()
-        };
-        let has_passed = matches!(timeout(PATIENCE, asked).await, Ok(Some(())));
-        if !has_passed {
-            tracing::warn!(
-                "the onboard broker does not tell what was published: it may be published twice"
-            );
-        }
-        has_passed
+        wait_patiently(async { self.fences.send(reply).await.is_ok() && passed.await.is_ok() })
+            .await
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -159,11 +159,22 @@ impl Echoes {
     }
 }
 
+async fn wait_patiently(fence: impl Future<Output = bool>) -> bool {
+    let has_passed = timeout(PATIENCE, fence).await.unwrap_or(false);
+    if !has_passed {
+        tracing::warn!(
+            "the onboard broker does not tell what was published: it may be published twice"
+        );
+    }
+    has_passed
+}
+
 /// Listens to what comes back.
 pub struct EchoListener {
     known: Arc<Mutex<Known>>,
     marker_topic: String,
     asked: mpsc::Receiver<Passed>,
+    begun: watch::Sender<bool>,
     events: mpsc::Receiver<LinkEvent>,
     /// Kept, because the link ends with its last handle.
     _link: Link,
@@ -180,8 +191,14 @@ impl EchoListener {
     /// Listens until the link ends.
     pub async fn run(mut self, onboard: Onboard, spool: Spool) {
         let mut publishing = JoinSet::new();
+        let mut is_new = self.next_marker();
         loop {
-            let is_new = tokio::select! {
+            if is_new && let Some((marker, _)) = &self.under_way {
+                let (onboard, marker) = (onboard.clone(), marker.clone());
+                publishing.abort_all();
+                publishing.spawn(async move { onboard.marker(marker).await });
+            }
+            is_new = tokio::select! {
                 event = self.events.recv() => match event {
                     None => return,
                     // What had been asked on another connection may have been lost with it.
@@ -190,7 +207,7 @@ impl EchoListener {
                         tracing::debug!(%error, "outcomes are disconnected");
                         false
                     }
-                    Some(LinkEvent::Message(message)) => self.message(message, &spool).await,
+                    Some(LinkEvent::Message(message)) => self.message(message, &onboard, &spool).await,
                 },
                 Some(passed) = self.asked.recv() => {
                     self.waiting.push(passed);
@@ -198,17 +215,12 @@ impl EchoListener {
                 }
                 Some(_) = publishing.join_next() => false,
             };
-            if is_new && let Some((marker, _)) = &self.under_way {
-                let (onboard, marker) = (onboard.clone(), marker.clone());
-                publishing.abort_all();
-                publishing.spawn(async move { onboard.marker(marker).await });
-            }
         }
     }
 
-    /// Takes the next marker if fences wait for one and none is under way.
+    /// Takes the next marker if fences wait for one, or it is the first, and none is under way.
     fn next_marker(&mut self) -> bool {
-        if self.under_way.is_some() || self.waiting.is_empty() {
+        if self.under_way.is_some() || (self.waiting.is_empty() && *self.begun.borrow()) {
             return false;
         }
         self.markers += 1;
@@ -218,19 +230,23 @@ impl EchoListener {
     }
 
     /// True if there is a marker to publish.
-    async fn message(&mut self, message: Message, spool: &Spool) -> bool {
+    async fn message(&mut self, message: Message, onboard: &Onboard, spool: &Spool) -> bool {
         let mut is_new = false;
         if message.topic == self.marker_topic {
             let awaited = self.under_way.take_if(|(marker, _)| message.payload == *marker);
-            for passed in awaited.into_iter().flat_map(|(_, waiting)| waiting) {
-                // Whoever has lost patience needs no answer.
-                let _ = passed.send(());
+            if let Some((_, waiting)) = awaited {
+                self.begun.send_replace(true);
+                for passed in waiting {
+                    // Whoever has lost patience needs no answer.
+                    let _ = passed.send(());
+                }
+                is_new = self.next_marker();
             }
-            is_new = self.next_marker();
         } else if let Some(JobKey { session, number }) = JobKey::of(&message.payload)
             && !message.retained
         {
             let job = JobKey { session: session.clone(), number };
+            onboard.observe(ReleaseStep::Published);
             self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(job);
             if let Err(error) = spool.remove(&session, number).await {
                 tracing::error!(%session, %number, %error, "an ended job stays in the spool");

@@ -104,6 +104,11 @@ impl Onboard {
         self.tell(self.topics.health(), health, None, true, None).await;
     }
 
+    /// Tells that an outcome has come so far.
+    pub fn observe(&self, step: ReleaseStep) {
+        (self.observe)(step);
+    }
+
     /// Publishes what tells the agent itself that everything before it has passed the broker.
     pub async fn marker(&self, marker: String) {
         let topic = self.topics.marker();
@@ -156,7 +161,7 @@ impl Onboard {
                     tracing::debug!(session = %job.session, number = %job.number, "published before");
                     return true;
                 }
-                (self.observe)(ReleaseStep::Decided);
+                self.observe(ReleaseStep::Decided);
             }
             match self.link.publish(message.clone()).await {
                 Ok(()) => break,
@@ -169,7 +174,7 @@ impl Onboard {
             }
         }
         if ends.is_some() {
-            (self.observe)(ReleaseStep::Published);
+            self.observe(ReleaseStep::Published);
         }
         true
     }

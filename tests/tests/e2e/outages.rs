@@ -85,7 +85,10 @@ async fn an_answer_whose_acknowledgement_is_lost_onboard_is_not_published_again(
     stage.compute.process()?.thaw()?;
     assert_eq!(stage.robot.onboard.result(ARM).await?["job"], 1);
     stage.robot.onboard.forget_health();
+    onboard.wait_until_held(Direction::Down, SLOW).await?;
     onboard.cut();
+    // The broker says so: then nothing that was held up can pass any more.
+    stage.robot.onboard.health("down").await?;
     onboard.release(Direction::Down);
     stage.robot.onboard.health("up").await?;
 
