@@ -8,6 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use moai_transport::ids::TaskId;
 use serde::{Deserialize, Serialize};
 
+/// How far the upload of a session's evaluation keys is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadStatus {
+    /// Bytes that the server has, or at least the broker.
+    pub bytes: u64,
+    /// Length of the keys in bytes.
+    pub of: u64,
+    /// Over the last seconds; none at the beginning.
+    pub bytes_per_second: Option<u64>,
+    /// How long it goes on at that rate; none if that cannot be told.
+    pub seconds_left: Option<u64>,
+}
+
 /// One task, as `status` shows it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TaskStatus {
@@ -21,8 +34,8 @@ pub struct TaskStatus {
     pub session: Option<String>,
     /// Seconds until the session ends.
     pub expires_in_seconds: Option<u64>,
-    /// Evaluation key chunks the server holds, of how many.
-    pub upload: Option<(usize, usize)>,
+    /// The upload of its evaluation keys, while there is one.
+    pub upload: Option<UploadStatus>,
     /// Onboard messages that wait for the task.
     pub queued: usize,
     /// Samples that were dropped since the agent started, because they came faster than they were

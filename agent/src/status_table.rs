@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::status::{AgentStatus, TaskStatus};
+use crate::status::{AgentStatus, TaskStatus, UploadStatus};
 
 /// The status as text, one fact a line.
 #[must_use]
@@ -41,8 +41,8 @@ fn task_line(name: &str, task: &TaskStatus) -> String {
     if let Some(reason) = &task.reason {
         let _ = write!(text, " ({reason})");
     }
-    if let Some((done, total)) = task.upload {
-        let _ = write!(text, ", keys {done} of {total} chunks");
+    if let Some(upload) = &task.upload {
+        let _ = write!(text, ", {}", uploading(upload));
     }
     if let Some(seconds) = task.expires_in_seconds {
         let _ = write!(text, ", session ends in {}", duration(seconds));
@@ -56,6 +56,25 @@ fn task_line(name: &str, task: &TaskStatus) -> String {
         let _ = write!(text, ", {} samples dropped", task.dropped_samples);
     }
     text
+}
+
+/// `keys 4.2 of 22.6 MB (18 %) at 60 KB/s, 5 min 7 s left`
+fn uploading(upload: &UploadStatus) -> String {
+    let UploadStatus { bytes, of, bytes_per_second, seconds_left } = upload;
+    let percent = bytes * 100 / (*of).max(1);
+    let mut text = format!("keys {} of {} MB ({percent} %)", megabytes(*bytes), megabytes(*of));
+    if let Some(rate) = bytes_per_second {
+        let _ = write!(text, " at {} KB/s", rate.div_ceil(1000));
+    }
+    if let Some(seconds) = seconds_left {
+        let _ = write!(text, ", {} left", duration(*seconds));
+    }
+    text
+}
+
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 fn duration(seconds: u64) -> String {
@@ -77,15 +96,20 @@ mod tests {
             model: "grasp".into(),
             state: "opening".into(),
             reason: Some("no compute server answers".into()),
-            upload: Some((3, 184)),
+            upload: Some(UploadStatus {
+                bytes: 4_234_567,
+                of: 22_600_000,
+                bytes_per_second: Some(59_800),
+                seconds_left: Some(308),
+            }),
             expires_in_seconds: Some(3599),
             waiting: 2,
             ..TaskStatus::default()
         };
         assert_eq!(
             task_line("arm", &task),
-            "arm: opening with grasp (no compute server answers), keys 3 of 184 chunks, session \
-             ends in 59 min 59 s; 0 answered, 2 waiting, 0 refused"
+            "arm: opening with grasp (no compute server answers), keys 4.2 of 22.6 MB (18 %) at \
+             60 KB/s, 5 min 8 s left, session ends in 59 min 59 s; 0 answered, 2 waiting, 0 refused"
         );
         let behind = TaskStatus { queued: 7, dropped_samples: 90, ..task };
         let line = task_line("arm", &behind);

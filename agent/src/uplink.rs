@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::ModelCard;
+use moai_transport::chunk::ChunkRef;
 use moai_transport::frame::{
-    Frame, FrameError, FrameKind, FrameSigner, Received, Signatory, SignatureError, Stale,
+    Claims, Frame, FrameError, FrameKind, FrameSigner, Received, Signatory, SignatureError, Stale,
+    encode_chunk,
 };
 use moai_transport::ids::{ContextId, Digest, Identity, JobNumber, ModelId, SessionId, WorkerId};
 use moai_transport::keys::{ServerKeys, SessionSigningKey};
@@ -236,13 +238,32 @@ impl Uplink {
             None => frame.encode()?,
         };
         let frame_len = payload.len();
-        let outgoing = Outgoing {
-            expiry: Some(expiry),
-            ..Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce)
-        };
-        self.link.publish(outgoing).await?;
+        self.link.publish(outgoing(topic, payload, expiry)).await?;
         Ok(Sent { frame_len })
     }
+
+    /// Publishes a chunk of evaluation keys, at the pace of the link and after everything else;
+    /// returns when the broker has taken it.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub async fn send_chunk(
+        &self,
+        topic: &Topic,
+        claims: &Claims,
+        chunk: &ChunkRef,
+        expiry: Duration,
+    ) -> Result<Sent, SendError> {
+        let payload = encode_chunk(claims, &chunk.bytes, chunk.digest)?;
+        let frame_len = payload.len();
+        self.link.publish_bulk(outgoing(topic, payload, expiry)).await?;
+        Ok(Sent { frame_len })
+    }
+}
+
+fn outgoing(topic: &Topic, payload: Vec<u8>, expiry: Duration) -> Outgoing {
+    let outgoing = Outgoing::new(topic.to_string(), payload, Qos::AtLeastOnce);
+    Outgoing { expiry: Some(expiry), ..outgoing }
 }
 
 struct Router {

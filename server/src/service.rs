@@ -19,7 +19,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_transport::frame::{Frame, FrameKind, Received, Signatory, SignedFrame};
+use moai_transport::frame::{ChunkFrame, Frame, FrameKind, Received, Signatory, SignedFrame};
 use moai_transport::ids::{ContextId, JobNumber, Tenant, WorkerId};
 use moai_transport::keys::{ServerSigningKey, SessionPublicKey};
 use moai_transport::link::{Link, LinkEvent, Message};
@@ -214,8 +214,8 @@ impl Service {
         let key = SessionKey { identity: identity.clone(), session: session.clone() };
         let handled = match Received::decode(&message.payload) {
             Err(error) => Err((JobNumber(0), error.into())),
-            Ok(Received::Chunk(frame)) => {
-                self.unsigned(&key, &topic, &frame).await.map_err(|refused| (JobNumber(0), refused))
+            Ok(Received::Chunk(chunk)) => {
+                self.unsigned(&key, &topic, &chunk).await.map_err(|refused| (JobNumber(0), refused))
             }
             Ok(Received::Signed(signed)) => match signed.kind().signatory() {
                 Some(Signatory::Robot) => self
@@ -234,10 +234,10 @@ impl Service {
         &mut self,
         key: &SessionKey,
         topic: &Topic,
-        frame: &Frame,
+        chunk: &ChunkFrame,
     ) -> Result<(), Refused> {
-        check_topic(frame, topic)?;
-        self.chunk(key, frame).await
+        check_topic(chunk.frame(), topic)?;
+        self.chunk(key, chunk).await
     }
 
     async fn signed_by_robot(

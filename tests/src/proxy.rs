@@ -1,8 +1,10 @@
-//! A TCP proxy that records what passes, and can hold it up or cut it at an exact byte.
+//! A TCP proxy that records what passes, can hold it up or cut it at an exact byte, and can be as
+//! slow and as far away as one likes.
 //!
 //! Invariants:
 //! - a byte is recorded before it is forwarded, so what arrived anywhere is in the record;
-//! - held bytes are neither lost nor reordered: after a release they follow.
+//! - held bytes are neither lost nor reordered: after a release they follow;
+//! - what is ahead of the rate or on its delayed way is bounded, so that senders feel a slow link.
 
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
@@ -12,10 +14,16 @@ use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ports::Ports;
+
+/// Most bytes that are read at once.
+const PIECE: usize = 16 * 1024;
+/// Most pieces on their way in one direction of one connection: 4 MiB.
+const PIECES: usize = 256;
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +41,13 @@ struct Lane {
     budget: Option<usize>,
     /// Somebody has bytes that may not pass.
     held: bool,
+    /// Bytes a second; unlimited if none.
+    rate: Option<u32>,
+    /// How long a byte is on its way.
+    delay: Duration,
+    /// Whether what passes is not recorded.
+    unrecorded: bool,
+    passed: usize,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +55,7 @@ struct Traffic {
     up: Lane,
     down: Lane,
     closed_to_new: bool,
+    connections: usize,
 }
 
 impl Traffic {
@@ -109,9 +125,39 @@ impl Proxy {
     pub fn passed(&self, direction: Direction) -> usize {
         let traffic = self.traffic.borrow();
         match direction {
-            Direction::Up => traffic.up.recorded.len(),
-            Direction::Down => traffic.down.recorded.len(),
+            Direction::Up => traffic.up.passed,
+            Direction::Down => traffic.down.passed,
         }
+    }
+
+    /// Limits each direction to so many bytes a second from now on, or no longer.
+    pub fn limit(&self, rate: Option<u32>) {
+        self.traffic.send_modify(|traffic| {
+            traffic.up.rate = rate;
+            traffic.down.rate = rate;
+        });
+    }
+
+    /// Lets every byte take so long in each direction from now on.
+    pub fn delay(&self, delay: Duration) {
+        self.traffic.send_modify(|traffic| {
+            traffic.up.delay = delay;
+            traffic.down.delay = delay;
+        });
+    }
+
+    /// Only counts what passes from now on.
+    pub fn stop_recording(&self) {
+        self.traffic.send_modify(|traffic| {
+            traffic.up.unrecorded = true;
+            traffic.down.unrecorded = true;
+        });
+    }
+
+    /// How many connections have been made through it.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.traffic.borrow().connections
     }
 
     /// Lets `bytes` more pass and holds up what follows.
@@ -164,6 +210,7 @@ impl Proxy {
     fn serve(self: std::sync::Arc<Self>, client: TcpStream, upstream_port: u16) {
         let cut = self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let traffic = self.traffic.clone();
+        traffic.send_modify(|traffic| traffic.connections += 1);
         tokio::spawn(cut.run_until_cancelled_owned(async move {
             let upstream = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream_port)).await?;
             client.set_nodelay(true)?;
@@ -185,14 +232,29 @@ impl Drop for Proxy {
     }
 }
 
+/// Carries one direction of one connection until its sender closes it.
 async fn pump(
     traffic: &watch::Sender<Traffic>,
     direction: Direction,
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
 ) -> std::io::Result<()> {
-    let mut buffer = vec![0; 16 * 1024];
+    let (pieces, arriving) = mpsc::channel(PIECES);
+    tokio::try_join!(let_in(traffic, direction, from, pieces), let_out(to, arriving)).map(drop)
+}
+
+/// Bytes on their way, and when they are at the other end.
+type Piece = (Instant, Vec<u8>);
+
+async fn let_in(
+    traffic: &watch::Sender<Traffic>,
+    direction: Direction,
+    mut from: OwnedReadHalf,
+    pieces: mpsc::Sender<Piece>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; PIECE];
     let mut changes = traffic.subscribe();
+    let mut free_at = Instant::now();
     loop {
         let length = from.read(&mut buffer).await?;
         if length == 0 {
@@ -201,13 +263,17 @@ async fn pump(
         let mut pending = buffer.get(..length).unwrap_or_default();
         while !pending.is_empty() {
             changes.mark_unchanged();
-            let mut allowed = 0;
+            let (mut allowed, mut rate, mut delay) = (0, None, Duration::ZERO);
             traffic.send_modify(|traffic| {
                 let lane = traffic.lane(direction);
                 allowed = pending.len().min(lane.budget.unwrap_or(usize::MAX));
                 lane.budget = lane.budget.map(|budget| budget - allowed);
                 lane.held = allowed == 0;
-                lane.recorded.extend(pending.iter().take(allowed));
+                lane.passed += allowed;
+                if !lane.unrecorded {
+                    lane.recorded.extend(pending.iter().take(allowed));
+                }
+                (rate, delay) = (lane.rate, lane.delay);
             });
             if allowed == 0 {
                 let open = |traffic: &Traffic| match direction {
@@ -217,12 +283,31 @@ async fn pump(
                 if changes.wait_for(open).await.is_err() {
                     return Ok(());
                 }
+                continue;
             }
             let (now, later) = pending.split_at(allowed);
-            to.write_all(now).await?;
             pending = later;
+            if let Some(rate) = rate {
+                let takes = Duration::from_secs(1) * u32::try_from(allowed).unwrap_or(0) / rate;
+                free_at = free_at.max(Instant::now()) + takes;
+                tokio::time::sleep_until(free_at).await;
+            }
+            if pieces.send((Instant::now() + delay, now.to_vec())).await.is_err() {
+                return Ok(());
+            }
         }
     }
+}
+
+async fn let_out(
+    mut to: OwnedWriteHalf,
+    mut arriving: mpsc::Receiver<Piece>,
+) -> std::io::Result<()> {
+    while let Some((due, bytes)) = arriving.recv().await {
+        tokio::time::sleep_until(due).await;
+        to.write_all(&bytes).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -263,6 +348,25 @@ mod tests {
         assert_eq!(&echoed, b"abcdef");
         assert_eq!(proxy.recorded(Direction::Down), b"abcdef");
         assert_eq!(proxy.passed(Direction::Up), 6);
+    }
+
+    #[tokio::test]
+    async fn a_slow_and_distant_link_takes_its_time() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut stream = connect(&proxy).await;
+        proxy.limit(Some(100_000));
+        proxy.delay(Duration::from_millis(100));
+        proxy.stop_recording();
+        let start = Instant::now();
+        stream.write_all(&vec![7; 20_000]).await.unwrap();
+        let mut echoed = vec![0; 20_000];
+        stream.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(echoed, vec![7; 20_000]);
+        // There, and what comes last back.
+        assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
+        assert_eq!(proxy.passed(Direction::Up), 20_000);
+        assert!(proxy.recorded(Direction::Up).is_empty());
+        assert_eq!(proxy.connections(), 1);
     }
 
     #[tokio::test]

@@ -8,9 +8,8 @@
 //! Invariants:
 //! - a chunk is sent only in answer to a have, and again only if its publication failed or a have
 //!   that was asked for later shows that it did not arrive;
-//! - at most [`MAX_WINDOW`] bytes are on their way to the broker; the window begins with two
-//!   chunks, grows by a chunk per window and halves, at most once per window, on failure, loss or
-//!   an acknowledgement slower than [`SLOW_ACK`] (AIMD, RFC 5681 section 3.1);
+//! - at most [`MAX_WINDOW`] bytes are with the link or on their way to the broker; the link sees to
+//!   it that they leave at its pace;
 //! - the receiver stores a chunk once, after its digest was checked, and gives out the key only
 //!   after the digest of the whole was checked.
 
@@ -20,19 +19,15 @@ mod sender;
 use std::time::Duration;
 
 pub use receiver::{Accepted, ChunkReceiver};
-pub use sender::{ChunkRef, ChunkSender};
+pub use sender::{ChunkRef, ChunkSender, Progress};
 
 use crate::ids::{ContextId, Digest};
 use crate::keys::SessionPublicKey;
+pub use crate::link::MAX_WINDOW;
 use crate::message::{MAX_CHUNK_LEN, Manifest, MessageError};
 
 /// Length of all chunks but the last, in bytes.
 pub const CHUNK_LEN: usize = MAX_CHUNK_LEN as usize;
-/// Most bytes between sender and broker. Fills 100 Mbit/s at a round trip of 50 ms and more.
-pub const MAX_WINDOW: usize = 1024 * 1024;
-/// An acknowledgement that takes longer means that less should be under way: pings wait behind
-/// the data, and a link whose pings wait longer than its keep-alive is taken for dead.
-pub const SLOW_ACK: Duration = Duration::from_secs(5);
 
 /// Why a transfer cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

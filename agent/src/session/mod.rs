@@ -12,6 +12,8 @@ mod actor;
 
 mod jobs;
 
+mod meter;
+
 mod registration;
 
 use std::sync::Arc;

@@ -12,6 +12,9 @@ use moai_transport::ids::WorkerId;
 use moai_transport::message::{Have, Manifest};
 use tokio::time::Instant;
 
+use super::meter::Meter;
+use crate::status::UploadStatus;
+
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
@@ -27,6 +30,7 @@ pub(super) struct Registration {
     nonce: u64,
     asked: Option<Instant>,
     pause: Duration,
+    meter: Meter,
 }
 
 /// What a `have` calls for.
@@ -45,7 +49,13 @@ pub(super) enum Next {
 impl Registration {
     /// Keys are being generated.
     pub(super) fn generating() -> Self {
-        Self { stage: Stage::Generating, nonce: 0, asked: None, pause: FIRST_PAUSE }
+        Self {
+            stage: Stage::Generating,
+            nonce: 0,
+            asked: None,
+            pause: FIRST_PAUSE,
+            meter: Meter::default(),
+        }
     }
 
     /// Ask the server whether it has the keys of an earlier run.
@@ -129,7 +139,7 @@ impl Registration {
         self.asked = self.asked.map(|_| now);
         let Stage::Offering { upload: Some(upload), .. } = &mut self.stage else { return };
         if taken {
-            upload.on_acked(index, now.into_std());
+            upload.on_acked(index);
         } else {
             upload.on_failed(index);
         }
@@ -177,12 +187,13 @@ impl Registration {
         }
     }
 
-    /// Chunks the server holds, of how many.
-    pub(super) fn progress(&self) -> Option<(usize, usize)> {
-        match &self.stage {
-            Stage::Offering { upload: Some(upload), .. } => Some(upload.progress()),
-            _ => None,
-        }
+    /// How far the upload is, and how fast; none while nothing is uploaded.
+    pub(super) fn progress(&mut self, now: Instant) -> Option<UploadStatus> {
+        let Stage::Offering { upload: Some(upload), .. } = &self.stage else {
+            self.meter = Meter::default();
+            return None;
+        };
+        Some(self.meter.measure(upload.progress(), now))
     }
 }
 
@@ -211,10 +222,10 @@ mod tests {
         Have { worker: worker.parse().unwrap(), nonce, bitmap: vec![bitmap], registered }
     }
 
-    fn send_all(registration: &mut Registration, now: Instant) -> Vec<u64> {
+    fn send_all(registration: &mut Registration) -> Vec<u64> {
         let mut sent = Vec::new();
         while let Some((upload, _)) = registration.upload() {
-            let Some(part) = upload.next(now.into_std()) else { break };
+            let Some(part) = upload.next_chunk() else { break };
             sent.push(part.index);
         }
         sent
@@ -226,7 +237,7 @@ mod tests {
         let (mut registration, _) = offered();
         assert!(registration.ask(now, 11));
         assert_eq!(registration.have(&have("w", 11, 0b001, false)), Next::SendChunks);
-        assert_eq!(send_all(&mut registration, now), [1, 2]);
+        assert_eq!(send_all(&mut registration), [1, 2]);
         registration.chunk_done(1, true, now);
         registration.chunk_done(2, true, now);
         assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Registered);
@@ -265,7 +276,7 @@ mod tests {
         let (mut registration, _) = offered();
         registration.ask(now, 11);
         registration.have(&have("w", 11, 0, false));
-        assert_eq!(send_all(&mut registration, now).len(), 2);
+        assert_eq!(send_all(&mut registration).len(), CHUNKS);
         assert!(!registration.ask(now + LONGEST_PAUSE * 10, 12));
     }
 
@@ -275,14 +286,14 @@ mod tests {
         let (mut registration, _) = offered();
         registration.ask(now, 11);
         registration.have(&have("w", 11, 0, false));
-        let under_way = send_all(&mut registration, now);
+        let under_way = send_all(&mut registration);
         registration.renew();
         for index in under_way {
             registration.chunk_done(index, true, now);
         }
         assert!(registration.ask(now, 12));
         assert_eq!(registration.have(&have("other", 12, 0, false)), Next::SendChunks);
-        assert!(!send_all(&mut registration, now).is_empty());
+        assert!(!send_all(&mut registration).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_transport::frame::Frame;
+use moai_transport::frame::ChunkFrame;
 use moai_transport::ids::{Digest, JobNumber};
 use moai_transport::message::{ErrorCode, Manifest};
 use tokio::time::Instant;
@@ -47,15 +47,19 @@ enum Failure {
 }
 
 impl Service {
-    pub(super) async fn chunk(&mut self, key: &SessionKey, frame: &Frame) -> Result<(), Refused> {
+    pub(super) async fn chunk(
+        &mut self,
+        key: &SessionKey,
+        chunk: &ChunkFrame,
+    ) -> Result<(), Refused> {
         let store = Arc::clone(&self.store);
         let session = self.session(key).await?;
         let Keys::Arriving(held) = &mut session.keys else { return Ok(()) };
-        let index = announced(&session.manifest, frame.claims.number, &frame.body)?;
+        let index = announced(&session.manifest, chunk)?;
         if held.contains(index) {
             return Ok(());
         }
-        if !store.put_chunk(key, index, &frame.body).await? {
+        if !store.put_chunk(key, index, chunk.body()).await? {
             self.drop_session(key);
             return Err(Refused::unknown());
         }
@@ -166,14 +170,15 @@ impl Service {
 }
 
 /// The index of a chunk that its manifest announced.
-fn announced(manifest: &Manifest, number: u64, bytes: &[u8]) -> Result<usize, Refused> {
+fn announced(manifest: &Manifest, chunk: &ChunkFrame) -> Result<usize, Refused> {
+    let number = chunk.index();
     let count = manifest.chunk_digests.len();
     let index = usize::try_from(number).unwrap_or(usize::MAX);
     let Some(digest) = manifest.chunk_digests.get(index) else {
         let message = format!("chunk {number} does not exist, the key has {count}");
         return Err(Refused(ErrorCode::MalformedFrame, message));
     };
-    if Digest::of(bytes) != *digest {
+    if chunk.digest() != *digest {
         let message = format!("chunk {number} is not the one its manifest announced");
         return Err(Refused(ErrorCode::MalformedFrame, message));
     }

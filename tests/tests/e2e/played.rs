@@ -1,7 +1,7 @@
 //! A robot that a test plays, with keys of its own, through a client that the broker lets write
 //! where it likes: so it may also say what no robot says.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use moai_fhe::Context as FheContext;
@@ -146,11 +146,11 @@ impl<'s> Played<'s> {
             worker: self.worker.clone(),
             session: self.session.clone(),
         };
-        while let Some(part) = sender.next(Instant::now()) {
+        while let Some(part) = sender.next_chunk() {
             let claims = Claims { model: None, ..self.claims(part.index)? };
             let chunk = Frame { kind: FrameKind::Chunk, claims, body: part.bytes.to_vec() };
             self.publish(&topic, chunk.encode()?).await?;
-            sender.on_acked(part.index, Instant::now());
+            sender.on_acked(part.index);
         }
         let have = self.have().await?;
         anyhow::ensure!(have.registered, "the keys are not registered");

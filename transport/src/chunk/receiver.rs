@@ -1,6 +1,7 @@
 //! The receiving half.
 
 use super::{ChunkError, bit};
+use crate::frame::ChunkFrame;
 use crate::ids::Digest;
 use crate::message::{Manifest, MessageError};
 
@@ -62,11 +63,28 @@ impl ChunkReceiver {
         same
     }
 
+    /// Stores a chunk. Its frame was hashed when it arrived, and is not hashed again.
+    ///
+    /// # Errors
+    /// There is no such chunk, or these are not its bytes; nothing was stored.
+    pub fn accept_frame(&mut self, chunk: &ChunkFrame) -> Result<Accepted, ChunkError> {
+        self.accept_hashed(chunk.index(), chunk.body(), || chunk.digest())
+    }
+
     /// Stores a chunk. Hashes it: a fraction of a millisecond.
     ///
     /// # Errors
     /// There is no such chunk, or these are not its bytes; nothing was stored.
     pub fn accept(&mut self, index: u64, bytes: &[u8]) -> Result<Accepted, ChunkError> {
+        self.accept_hashed(index, bytes, || Digest::of(bytes))
+    }
+
+    fn accept_hashed(
+        &mut self,
+        index: u64,
+        bytes: &[u8],
+        hash: impl FnOnce() -> Digest,
+    ) -> Result<Accepted, ChunkError> {
         let no_such = ChunkError::Index { index, count: self.manifest.chunk_digests.len() };
         let Ok(position) = usize::try_from(index) else { return Err(no_such) };
         let Some(digest) = self.manifest.chunk_digests.get(position) else { return Err(no_such) };
@@ -77,7 +95,7 @@ impl ChunkReceiver {
         let Some(place) = place.filter(|place| place.len() == bytes.len()) else {
             return Err(ChunkError::ChunkDigest { index });
         };
-        if Digest::of(bytes) != *digest {
+        if hash() != *digest {
             return Err(ChunkError::ChunkDigest { index });
         }
         place.copy_from_slice(bytes);

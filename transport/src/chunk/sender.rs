@@ -1,11 +1,9 @@
 //! The sending half.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 
-use super::{ChunkError, MAX_WINDOW, SLOW_ACK, bit, fits};
-use crate::ids::WorkerId;
+use super::{ChunkError, MAX_WINDOW, bit, fits};
+use crate::ids::{Digest, WorkerId};
 use crate::message::{Have, Manifest};
 
 /// A chunk to send, to the worker that answered last.
@@ -15,6 +13,8 @@ pub struct ChunkRef {
     pub index: u64,
     /// Its bytes, shared with the key.
     pub bytes: Bytes,
+    /// Their digest, from the manifest.
+    pub digest: Digest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +22,9 @@ enum Chunk {
     /// To be sent.
     Missing,
     /// Between sender and broker.
-    InFlight { round: u64, sent_at: Instant, order: u64 },
+    InFlight { round: u64 },
     /// The broker took it; whether the receiver has it, only a have of a later round can tell.
-    Taken { round: u64, order: u64 },
+    Taken { round: u64 },
     /// The receiver has it, by a have of this round.
     Held { round: u64 },
 }
@@ -50,11 +50,16 @@ pub struct ChunkSender {
     round: u64,
     phase: Phase,
     is_registered: bool,
-    window: usize,
     in_flight: usize,
-    /// Counts sent chunks. Trouble with one sent before the last halving halves no further.
-    order: u64,
-    halved_at: u64,
+}
+
+/// How much of a key has arrived, or at least reached the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that have.
+    pub bytes: u64,
+    /// Length of the key in bytes.
+    pub of: u64,
 }
 
 impl ChunkSender {
@@ -78,10 +83,7 @@ impl ChunkSender {
             round: 0,
             phase: Phase::Asked,
             is_registered: false,
-            window: 2 * chunk_len,
             in_flight: 0,
-            order: 0,
-            halved_at: 0,
         })
     }
 
@@ -112,30 +114,22 @@ impl ChunkSender {
         {
             return false;
         }
-        let mut last_lost = None;
         for (index, chunk) in self.chunks.iter_mut().enumerate() {
             let is_held = bit(&have.bitmap, index) == Some(true);
             let next = match *chunk {
                 _ if is_held => Chunk::Held { round: self.round },
                 // What went to another worker will not reach this one.
                 Chunk::InFlight { .. } if other_worker => Chunk::Missing,
-                Chunk::InFlight { sent_at, order, .. } => {
-                    Chunk::InFlight { round: self.round, sent_at, order }
-                }
-                Chunk::Taken { round, order } if round < self.round => {
-                    last_lost = last_lost.max(Some(order).filter(|_| !other_worker));
+                Chunk::InFlight { .. } => Chunk::InFlight { round: self.round },
+                Chunk::Taken { round } | Chunk::Held { round } if round < self.round => {
                     Chunk::Missing
                 }
-                Chunk::Held { round } if round < self.round => Chunk::Missing,
                 unchanged => unchanged,
             };
             if matches!(*chunk, Chunk::InFlight { .. }) && !matches!(next, Chunk::InFlight { .. }) {
                 self.in_flight = self.in_flight.saturating_sub(chunk_len(&self.manifest, index));
             }
             *chunk = next;
-        }
-        if let Some(order) = last_lost {
-            self.halve_for(order);
         }
         self.worker = Some(have.worker.clone());
         self.phase = Phase::Answered;
@@ -155,45 +149,37 @@ impl ChunkSender {
         self.is_registered
     }
 
-    /// The next chunk to publish; none if the window is full, nothing is missing, the open is
+    /// The next chunk to publish; none if [`MAX_WINDOW`] is reached, nothing is missing, the open is
     /// not answered, or a chunk has failed since. Whoever takes one owes [`Self::on_acked`] or [`Self::on_failed`].
-    pub fn next(&mut self, now: Instant) -> Option<ChunkRef> {
+    pub fn next_chunk(&mut self) -> Option<ChunkRef> {
         if self.phase != Phase::Answered {
             return None;
         }
         let position = self.chunks.iter().position(|chunk| *chunk == Chunk::Missing)?;
+        let digest = *self.manifest.chunk_digests.get(position)?;
         let bytes = self.bytes(position);
-        // One chunk may always be under way, however small the window has become.
-        if self.in_flight > 0 && self.in_flight + bytes.len() > self.window {
+        if self.in_flight + bytes.len() > MAX_WINDOW {
             return None;
         }
         self.in_flight += bytes.len();
         if let Some(chunk) = self.chunks.get_mut(position) {
-            *chunk = Chunk::InFlight { round: self.round, sent_at: now, order: self.order };
+            *chunk = Chunk::InFlight { round: self.round };
         }
-        self.order += 1;
-        Some(ChunkRef { index: position as u64, bytes })
+        Some(ChunkRef { index: position as u64, bytes, digest })
     }
 
     /// The broker took a chunk.
-    pub fn on_acked(&mut self, index: u64, now: Instant) {
-        let Some((position, round, sent_at, order)) = self.in_flight_chunk(index) else { return };
-        self.set(position, Chunk::Taken { round, order });
-        if now.saturating_duration_since(sent_at) > SLOW_ACK {
-            self.halve_for(order);
-        } else {
-            let growth = (self.chunk_len * self.chunk_len).div_ceil(self.window);
-            self.window = (self.window + growth).min(MAX_WINDOW);
-        }
+    pub fn on_acked(&mut self, index: u64) {
+        let Some((position, round)) = self.in_flight_chunk(index) else { return };
+        self.set(position, Chunk::Taken { round });
     }
 
     /// A chunk did not reach the broker. The link is down or about to be, and broker or worker may
     /// be another one when it is back: nothing leaves until the next open is answered.
     pub fn on_failed(&mut self, index: u64) {
-        let Some((position, _, _, order)) = self.in_flight_chunk(index) else { return };
+        let Some((position, _)) = self.in_flight_chunk(index) else { return };
         self.set(position, Chunk::Missing);
         self.phase = Phase::Failed;
-        self.halve_for(order);
     }
 
     /// Whether there is nothing left to send and nothing under way to the broker. If no have with
@@ -203,17 +189,13 @@ impl ChunkSender {
         self.chunks.iter().all(|chunk| matches!(chunk, Chunk::Taken { .. } | Chunk::Held { .. }))
     }
 
-    /// How many chunks the receiver or at least the broker has, of how many.
+    /// How far it is.
     #[must_use]
-    pub fn progress(&self) -> (usize, usize) {
-        let is_done = |chunk: &&Chunk| matches!(chunk, Chunk::Taken { .. } | Chunk::Held { .. });
-        (self.chunks.iter().filter(is_done).count(), self.chunks.len())
-    }
-
-    /// How many bytes may be under way to the broker at once.
-    #[must_use]
-    pub fn window(&self) -> usize {
-        self.window
+    pub fn progress(&self) -> Progress {
+        let is_done = |chunk: &Chunk| matches!(chunk, Chunk::Taken { .. } | Chunk::Held { .. });
+        let done = self.chunks.iter().enumerate().filter(|(_, chunk)| is_done(chunk));
+        let bytes = done.map(|(position, _)| chunk_len(&self.manifest, position) as u64).sum();
+        Progress { bytes, of: self.manifest.key_len }
     }
 
     fn bytes(&self, position: usize) -> Bytes {
@@ -222,10 +204,10 @@ impl ChunkSender {
         self.key.slice(start..end)
     }
 
-    fn in_flight_chunk(&self, index: u64) -> Option<(usize, u64, Instant, u64)> {
+    fn in_flight_chunk(&self, index: u64) -> Option<(usize, u64)> {
         let position = usize::try_from(index).ok()?;
         match *self.chunks.get(position)? {
-            Chunk::InFlight { round, sent_at, order } => Some((position, round, sent_at, order)),
+            Chunk::InFlight { round } => Some((position, round)),
             _ => None,
         }
     }
@@ -234,14 +216,6 @@ impl ChunkSender {
         self.in_flight = self.in_flight.saturating_sub(chunk_len(&self.manifest, position));
         if let Some(chunk) = self.chunks.get_mut(position) {
             *chunk = next;
-        }
-    }
-
-    /// Halves the window for trouble with the chunk sent as number `order`.
-    fn halve_for(&mut self, order: u64) {
-        if order >= self.halved_at {
-            self.halved_at = self.order;
-            self.window = (self.window / 2).max(self.chunk_len);
         }
     }
 }

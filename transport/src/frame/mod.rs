@@ -254,11 +254,51 @@ impl std::fmt::Debug for Frame {
     }
 }
 
+/// A chunk as it arrives, with the digest of its body, which was computed on the way: hashing is
+/// most of what a chunk costs.
+#[derive(Debug, Clone)]
+pub struct ChunkFrame {
+    frame: Frame,
+    digest: Digest,
+}
+
+impl ChunkFrame {
+    /// The frame.
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// The frame.
+    #[must_use]
+    pub fn into_frame(self) -> Frame {
+        self.frame
+    }
+
+    /// Which chunk it is.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.frame.claims.number
+    }
+
+    /// The chunk's bytes.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.frame.body
+    }
+
+    /// SHA-256 of its bytes.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
 /// A frame as it arrives: but for chunks it has to be verified first.
 #[derive(Debug, Clone)]
 pub enum Received {
     /// A chunk. Until the manifest's digest of it was compared, its sender is anybody.
-    Chunk(Frame),
+    Chunk(ChunkFrame),
     /// A frame of any other kind.
     Signed(SignedFrame),
 }
@@ -290,7 +330,7 @@ impl Received {
         }
         let frame = Frame { kind, claims, body: body.to_vec() };
         Ok(match proof {
-            None => Self::Chunk(frame),
+            None => Self::Chunk(ChunkFrame { frame, digest }),
             Some(proof) => Self::Signed(SignedFrame::new(frame, proof)),
         })
     }
@@ -304,9 +344,7 @@ impl Frame {
     /// those have to be signed.
     pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
         match self.kind.signatory() {
-            None => {
-                self.encode_with(|payload| Ok(CoseSign1Builder::new().payload(payload).build()))
-            }
+            None => encode_chunk(&self.claims, &self.body, Digest::of(&self.body)),
             Some(_) => Err(FrameError::Unsigned(self.kind)),
         }
     }
@@ -342,26 +380,9 @@ impl Frame {
         if self.kind.signatory() != Some(signing.signatory()) {
             return Err(FrameError::Signatory(self.kind));
         }
-        self.encode_with(|payload| signed::sign(self.kind, payload, signing))
-    }
-
-    fn encode_with(
-        &self,
-        protect: impl FnOnce(Vec<u8>) -> Result<CoseSign1, FrameError>,
-    ) -> Result<Vec<u8>, FrameError> {
-        check_body_len(self.kind, self.body.len())?;
-        self.claims.check(self.kind)?;
-        let payload = self.claims.to_cbor(Digest::of(&self.body)).map_err(|e| malformed(&e))?;
-        let header = protect(payload)?.to_vec().map_err(|error| malformed(&error))?;
-        check_header_len(self.kind, header.len())?;
-        let header_len = u16::try_from(header.len()).map_err(|_| FrameError::Truncated)?;
-        let mut bytes = Vec::with_capacity(PREFIX_LEN + header.len() + self.body.len());
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[VERSION, self.kind as u8]);
-        bytes.extend_from_slice(&header_len.to_be_bytes());
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&self.body);
-        Ok(bytes)
+        let digest = Digest::of(&self.body);
+        let sign = |payload| signed::sign(self.kind, payload, signing);
+        assemble(self.kind, &self.claims, &self.body, digest, sign)
     }
 
     /// Checks that the frame belongs on the topic it came on: a frame is routed by its topic, and its
@@ -388,6 +409,38 @@ impl Frame {
         }
         Ok(())
     }
+}
+
+/// The bytes of a chunk's frame, whose digest is known from the manifest. With another digest than
+/// the body's, the receiver refuses it.
+///
+/// # Errors
+/// The body is too large, or a claim is missing or out of place.
+pub fn encode_chunk(claims: &Claims, body: &[u8], digest: Digest) -> Result<Vec<u8>, FrameError> {
+    let plain = |payload| Ok(CoseSign1Builder::new().payload(payload).build());
+    assemble(FrameKind::Chunk, claims, body, digest, plain)
+}
+
+fn assemble(
+    kind: FrameKind,
+    claims: &Claims,
+    body: &[u8],
+    digest: Digest,
+    protect: impl FnOnce(Vec<u8>) -> Result<CoseSign1, FrameError>,
+) -> Result<Vec<u8>, FrameError> {
+    check_body_len(kind, body.len())?;
+    claims.check(kind)?;
+    let payload = claims.to_cbor(digest).map_err(|error| malformed(&error))?;
+    let header = protect(payload)?.to_vec().map_err(|error| malformed(&error))?;
+    check_header_len(kind, header.len())?;
+    let header_len = u16::try_from(header.len()).map_err(|_| FrameError::Truncated)?;
+    let mut bytes = Vec::with_capacity(PREFIX_LEN + header.len() + body.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&[VERSION, kind as u8]);
+    bytes.extend_from_slice(&header_len.to_be_bytes());
+    bytes.extend_from_slice(&header);
+    bytes.extend_from_slice(body);
+    Ok(bytes)
 }
 
 fn check_header_len(kind: FrameKind, len: usize) -> Result<(), FrameError> {

@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{MAX_OUTSTANDING, check, expiry_seconds, mqtt_qos};
 use super::inbox::{Arrived, Inbox, Taken};
+use super::pacer::Pacer;
 use super::publications::{Publications, answer};
 use super::pump::Pump;
+use super::queue::{Next, Queue};
 use super::receipts::Receipts;
 use super::{
     Acknowledge, Command, LinkConfig, LinkError, LinkEvent, Message, Outgoing, PublishError, Qos,
@@ -62,6 +64,7 @@ struct Connection<'a> {
     /// Acknowledgements it was asked for and has not sent.
     acknowledgements: usize,
     publications: Publications,
+    pacer: Pacer,
     /// Largest packet the broker takes.
     max_packet: usize,
     up_since: Option<Instant>,
@@ -75,7 +78,7 @@ struct Connection<'a> {
 pub(super) async fn run(
     config: &LinkConfig,
     cancel: &CancellationToken,
-    commands: &mut mpsc::Receiver<Command>,
+    queue: &mut Queue,
     events: &mpsc::Sender<LinkEvent>,
 ) -> End {
     let options = match config.options() {
@@ -87,7 +90,7 @@ pub(super) async fn run(
     let (client, event_loop) = AsyncClient::new(options, MAX_ACKNOWLEDGEMENTS + OTHER_REQUESTS);
     let mut pump = Pump::start(event_loop);
     let mut connection = Connection::new(config, client);
-    let end = connection.serve(&mut pump, cancel, commands, events).await;
+    let end = connection.serve(&mut pump, cancel, queue, events).await;
     match end {
         Ok(()) => {
             connection.say_goodbye(&mut pump).await;
@@ -116,6 +119,7 @@ impl<'a> Connection<'a> {
             to_acknowledge: VecDeque::new(),
             acknowledgements: 0,
             publications: Publications::new(1),
+            pacer: Pacer::new(config.keep_alive),
             max_packet: MAX_MQTT_PACKET,
             up_since: None,
             is_announced: false,
@@ -129,12 +133,13 @@ impl<'a> Connection<'a> {
         &mut self,
         pump: &mut Pump,
         cancel: &CancellationToken,
-        commands: &mut mpsc::Receiver<Command>,
+        queue: &mut Queue,
         events: &mpsc::Sender<LinkEvent>,
     ) -> Result<(), LinkError> {
         let mut has_publishers = true;
         loop {
-            let takes_commands = self.publications.has_room();
+            let takes_any = self.publications.has_room();
+            let takes_bulk = self.pacer.has_room();
             let (has_news, deadline) = (self.has_news(), self.deadline());
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -150,8 +155,9 @@ impl<'a> Connection<'a> {
                     self.acknowledge();
                 }
                 () = events.closed() => return Ok(()),
-                command = commands.recv(), if has_publishers && takes_commands => match command {
-                    Some(command) => self.publish(command),
+                next = queue.next(takes_bulk), if has_publishers && takes_any => match next {
+                    Some(Next::Prompt(command)) => self.publish(command, false),
+                    Some(Next::Bulk(command)) => self.publish(command, true),
                     None => has_publishers = false,
                 },
                 () = sleep_until(deadline) => return Err(self.stall()),
@@ -195,7 +201,9 @@ impl<'a> Connection<'a> {
             Event::Incoming(Incoming::SubAck(suback)) => self.on_suback(&suback),
             Event::Incoming(Incoming::Publish(publish)) => self.on_publish(publish),
             Event::Incoming(Incoming::PubAck(puback)) => {
-                self.publications.on_puback(&puback);
+                if let Some(departure) = self.publications.on_puback(&puback) {
+                    self.pacer.on_acknowledged(departure, Instant::now());
+                }
                 Ok(())
             }
             Event::Outgoing(Sent::Publish(packet_id)) => {
@@ -342,20 +350,25 @@ impl<'a> Connection<'a> {
     }
 
     /// Hands a publication to the client library.
-    fn publish(&mut self, command: Command) {
+    fn publish(&mut self, command: Command, is_bulk: bool) {
         let Command { outgoing, reply } = command;
         // Whoever asked may have given up while it waited.
         if reply.is_closed() {
             return;
         }
-        let result = self.try_publish(outgoing);
-        match result {
-            Ok(()) => self.publications.on_handed_over(reply),
+        // What is sent once is not acknowledged, and cannot be paced.
+        let is_bulk = is_bulk && outgoing.qos == Qos::AtLeastOnce;
+        match self.try_publish(outgoing) {
+            Ok(len) => {
+                let departure = self.pacer.on_departure(len, is_bulk, Instant::now());
+                self.publications.on_handed_over(reply, departure);
+            }
             Err(error) => answer(reply, Err(error)),
         }
     }
 
-    fn try_publish(&mut self, outgoing: Outgoing) -> Result<(), PublishError> {
+    /// Returns the length of the packet.
+    fn try_publish(&mut self, outgoing: Outgoing) -> Result<usize, PublishError> {
         if self.up_since.is_none() {
             return Err(PublishError::Down);
         }
@@ -388,6 +401,7 @@ impl<'a> Connection<'a> {
                 outgoing.payload,
                 properties,
             )
+            .map(|()| len)
             .map_err(|_| PublishError::Down)
     }
 

@@ -17,6 +17,8 @@
 //!   [`LinkConfig::inbox_bytes`] allows and then ends the connection with [`LinkError::Overrun`]
 //!   instead of losing single messages silently. Messages of at most once get a quarter of that
 //!   room; what is beyond is dropped, and a warning is logged;
+//! - what is published as bulk waits for what is not, and leaves at the pace of the link: a slow link
+//!   is not filled with a backlog behind which everything else would wait, see [`MAX_WINDOW`];
 //! - after cancellation nothing is published; the broker is told good-bye, so that it sends no
 //!   last will;
 //! - payloads are never logged.
@@ -26,8 +28,10 @@ mod config;
 mod connection;
 mod error;
 mod inbox;
+mod pacer;
 mod publications;
 mod pump;
+mod queue;
 mod receipts;
 mod task;
 
@@ -40,10 +44,11 @@ use tokio_util::sync::CancellationToken;
 pub use backoff::Reconnect;
 pub use config::{Endpoint, LinkConfig};
 pub use error::{LinkError, PublishError};
+pub use pacer::MAX_WINDOW;
 pub use receipts::Receipt;
 
-/// Publications that wait for their turn; who comes later waits in [`Link::publish`].
-const COMMAND_QUEUE_LEN: usize = 16;
+use self::queue::Queue;
+
 /// Events that wait for the consumer, beyond those the link itself holds.
 const EVENT_QUEUE_LEN: usize = 16;
 
@@ -150,7 +155,8 @@ pub enum LinkEvent {
 /// A handle to a link. The link lives until it is cancelled or nobody receives its events.
 #[derive(Clone)]
 pub struct Link {
-    commands: mpsc::Sender<Command>,
+    prompt: mpsc::Sender<Command>,
+    bulk: mpsc::Sender<Command>,
 }
 
 /// A publication on its way to the connection, with who waits for it.
@@ -169,17 +175,29 @@ impl Link {
     /// The link is down or went down before the acknowledgement; the broker does not take the
     /// message. [`PublishError::is_transient`] tells whether to try again.
     pub async fn publish(&self, outgoing: Outgoing) -> Result<(), PublishError> {
-        let (reply, outcome) = oneshot::channel();
-        let command = Command { outgoing, reply };
-        self.commands.send(command).await.map_err(|_| PublishError::Closed)?;
-        // The link drops what it has not answered only when it ends.
-        outcome.await.unwrap_or(Err(PublishError::Closed))
+        hand_over(&self.prompt, outgoing).await
+    }
+
+    /// Publishes one message of many and large ones, after everything that is not bulk and at the
+    /// pace of the link. What waits in the link has not been sent: dropping the future recalls it.
+    ///
+    /// # Errors
+    /// As for [`publish`](Self::publish).
+    pub async fn publish_bulk(&self, outgoing: Outgoing) -> Result<(), PublishError> {
+        hand_over(&self.bulk, outgoing).await
     }
 
     /// Waits until the link has ended and its connection is closed.
     pub async fn closed(&self) {
-        self.commands.closed().await;
+        self.prompt.closed().await;
     }
+}
+
+async fn hand_over(queue: &mpsc::Sender<Command>, outgoing: Outgoing) -> Result<(), PublishError> {
+    let (reply, outcome) = oneshot::channel();
+    queue.send(Command { outgoing, reply }).await.map_err(|_| PublishError::Closed)?;
+    // The link drops what it has not answered only when it ends.
+    outcome.await.unwrap_or(Err(PublishError::Closed))
 }
 
 /// Starts a link. It connects, and reconnects, until `cancel` or until the receiver of its events
@@ -193,8 +211,8 @@ impl Link {
 /// Outside of a tokio runtime.
 #[must_use]
 pub fn spawn(config: LinkConfig, cancel: CancellationToken) -> (Link, mpsc::Receiver<LinkEvent>) {
-    let (commands, command_receiver) = mpsc::channel(COMMAND_QUEUE_LEN);
+    let (queue, prompt, bulk) = Queue::new();
     let (events, event_receiver) = mpsc::channel(EVENT_QUEUE_LEN);
-    tokio::spawn(task::run(config, cancel, command_receiver, events));
-    (Link { commands }, event_receiver)
+    tokio::spawn(task::run(config, cancel, queue, events));
+    (Link { prompt, bulk }, event_receiver)
 }

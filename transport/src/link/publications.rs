@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::PublishError;
+use super::pacer::Departure;
 
 pub(super) type Reply = oneshot::Sender<Result<(), PublishError>>;
 
@@ -22,6 +23,7 @@ pub(super) type Reply = oneshot::Sender<Result<(), PublishError>>;
 struct Outstanding {
     packet_id: u16,
     sent_at: Instant,
+    departure: Departure,
     /// Gone when it was acknowledged before an older one.
     reply: Option<Reply>,
 }
@@ -29,7 +31,7 @@ struct Outstanding {
 /// Who waits for what.
 pub(super) struct Publications {
     /// Handed to the client library, not yet on the wire.
-    unsent: Option<Reply>,
+    unsent: Option<(Reply, Departure)>,
     /// On the wire, oldest first.
     outstanding: VecDeque<Outstanding>,
     limit: usize,
@@ -52,39 +54,45 @@ impl Publications {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    pub(super) fn on_handed_over(&mut self, reply: Reply) {
-        self.unsent = Some(reply);
+    pub(super) fn on_handed_over(&mut self, reply: Reply, departure: Departure) {
+        self.unsent = Some((reply, departure));
     }
 
     /// The client library has written it to the network, with this packet id; 0 for at most once.
     pub(super) fn on_sent(&mut self, packet_id: u16, now: Instant) {
-        let Some(reply) = self.unsent.take() else { return };
+        let Some((reply, departure)) = self.unsent.take() else { return };
         if packet_id == 0 {
             answer(reply, Ok(()));
         } else {
-            self.outstanding.push_back(Outstanding { packet_id, sent_at: now, reply: Some(reply) });
+            let reply = Some(reply);
+            self.outstanding.push_back(Outstanding { packet_id, sent_at: now, departure, reply });
         }
     }
 
-    pub(super) fn on_puback(&mut self, puback: &PubAck) {
+    /// The broker has acknowledged one; returns which.
+    pub(super) fn on_puback(&mut self, puback: &PubAck) -> Option<Departure> {
         let result = match puback.reason {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
             reason => Err(PublishError::Refused(format!("{reason:?}"))),
         };
         let mut waiting = self.outstanding.iter_mut();
-        let acknowledged = waiting.find(|one| one.packet_id == puback.pkid && one.reply.is_some());
-        if let Some(reply) = acknowledged.and_then(|one| one.reply.take()) {
+        let acknowledged = waiting
+            .find(|one| one.packet_id == puback.pkid && one.reply.is_some())
+            .and_then(|one| Some((one.reply.take()?, one.departure)));
+        let departure = acknowledged.map(|(reply, departure)| {
             answer(reply, result);
-        }
+            departure
+        });
         while self.outstanding.front().is_some_and(|one| one.reply.is_none()) {
             self.outstanding.pop_front();
         }
+        departure
     }
 
     /// The connection is gone.
     pub(super) fn fail_all(&mut self) {
         let outstanding = self.outstanding.drain(..).filter_map(|one| one.reply);
-        for reply in outstanding.chain(self.unsent.take()) {
+        for reply in outstanding.chain(self.unsent.take().map(|(reply, _)| reply)) {
             answer(reply, Err(PublishError::Down));
         }
     }
@@ -97,12 +105,14 @@ pub(super) fn answer(reply: Reply, result: Result<(), PublishError>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pacer::Pacer;
     use super::*;
 
     fn hand_over(publications: &mut Publications) -> oneshot::Receiver<Result<(), PublishError>> {
         assert!(publications.has_room());
         let (reply, outcome) = oneshot::channel();
-        publications.on_handed_over(reply);
+        let mut pacer = Pacer::new(std::time::Duration::from_secs(30));
+        publications.on_handed_over(reply, pacer.on_departure(1, false, Instant::now()));
         outcome
     }
 

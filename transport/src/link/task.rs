@@ -9,17 +9,18 @@ use super::backoff::Backoff;
 use super::connection::{self, End};
 use super::inbox::Inbox;
 use super::publications::answer;
-use super::{Command, LinkConfig, LinkError, LinkEvent, PublishError};
+use super::queue::{Next, Queue};
+use super::{LinkConfig, LinkError, LinkEvent, PublishError};
 
 pub(super) async fn run(
     config: LinkConfig,
     cancel: CancellationToken,
-    mut commands: mpsc::Receiver<Command>,
+    mut queue: Queue,
     events: mpsc::Sender<LinkEvent>,
 ) {
     let mut backoff = Backoff::new(config.reconnect);
     loop {
-        let end = connection::run(&config, &cancel, &mut commands, &events).await;
+        let end = connection::run(&config, &cancel, &mut queue, &events).await;
         let (error, uptime, inbox) = match end {
             End::Stopped => return,
             End::Lost { error, uptime, inbox } => (error, uptime, inbox),
@@ -37,7 +38,7 @@ pub(super) async fn run(
         let goes_on = tokio::select! {
             () = cancel.cancelled() => false,
             () = events.closed() => false,
-            () = refuse(&mut commands, between) => true,
+            () = refuse(&mut queue, between) => true,
         };
         if !goes_on || !is_usable {
             return;
@@ -55,14 +56,16 @@ async fn tell(events: &mpsc::Sender<LinkEvent>, mut inbox: Inbox, error: LinkErr
 }
 
 /// Refuses publications until `until` is over.
-async fn refuse(commands: &mut mpsc::Receiver<Command>, until: impl Future<Output = ()>) {
+async fn refuse(queue: &mut Queue, until: impl Future<Output = ()>) {
     tokio::pin!(until);
     let mut has_publishers = true;
     loop {
         tokio::select! {
             () = &mut until => return,
-            command = commands.recv(), if has_publishers => match command {
-                Some(command) => answer(command.reply, Err(PublishError::Down)),
+            next = queue.next(true), if has_publishers => match next {
+                Some(Next::Prompt(command) | Next::Bulk(command)) => {
+                    answer(command.reply, Err(PublishError::Down));
+                }
                 None => has_publishers = false,
             },
         }

@@ -1,10 +1,10 @@
 //! The chunk protocol against a network that loses, doubles, delays and reorders.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use moai_transport::chunk::{
-    self, Accepted, CHUNK_LEN, ChunkError, ChunkReceiver, ChunkSender, MAX_WINDOW, SLOW_ACK,
+    self, Accepted, CHUNK_LEN, ChunkError, ChunkReceiver, ChunkSender, MAX_WINDOW, Progress,
 };
 use moai_transport::ids::{Digest, WorkerId};
 use moai_transport::message::{Have, Manifest};
@@ -52,16 +52,15 @@ fn other_worker() -> WorkerId {
 fn nothing_leaves_before_the_open_is_answered() {
     let key = key(100);
     let (mut sender, receiver) = pair(&key, SMALL);
-    let now = Instant::now();
-    assert_eq!(sender.next(now), None);
+    assert_eq!(sender.next_chunk(), None);
     assert_eq!(sender.worker(), None);
     assert!(sender.on_have(&have(&receiver, worker())));
     assert_eq!(sender.worker(), Some(&worker()));
-    let first = sender.next(now).unwrap();
+    let first = sender.next_chunk().unwrap();
     assert_eq!((first.index, first.bytes), (0, key.slice(0..10)));
     let nonce = sender.reopen(2).nonce;
     assert_eq!(nonce, 2);
-    assert_eq!(sender.next(now), None, "the second open is not answered yet");
+    assert_eq!(sender.next_chunk(), None, "the second open is not answered yet");
 }
 
 #[test]
@@ -81,23 +80,22 @@ fn a_have_of_an_earlier_open_of_another_key_or_of_a_second_worker_says_nothing()
 fn only_what_is_missing_is_sent_after_a_cut() {
     let key = key(100);
     let (mut sender, mut receiver) = pair(&key, SMALL);
-    let now = Instant::now();
     sender.on_have(&have(&receiver, worker()));
     // Three chunks reach the broker, and all but the second reach the worker.
     for index in 0..3 {
-        let part = sender.next(now).unwrap();
+        let part = sender.next_chunk().unwrap();
         assert_eq!(part.index, index);
-        sender.on_acked(index, now);
+        sender.on_acked(index);
         if index != 1 {
             assert_eq!(receiver.accept(index, &part.bytes), Ok(Accepted::New));
         }
     }
     receiver.reopen(&sender.reopen(2).clone());
     assert!(sender.on_have(&have(&receiver, worker())));
-    assert_eq!(sender.progress(), (2, 10));
+    assert_eq!(sender.progress(), Progress { bytes: 20, of: 100 });
     let mut sent = Vec::new();
-    while let Some(part) = sender.next(now) {
-        sender.on_acked(part.index, now);
+    while let Some(part) = sender.next_chunk() {
+        sender.on_acked(part.index);
         sent.push(part.index);
         receiver.accept(part.index, &part.bytes).unwrap();
     }
@@ -112,84 +110,55 @@ fn only_what_is_missing_is_sent_after_a_cut() {
 fn a_doubled_have_takes_nothing_back() {
     let key = key(30);
     let (mut sender, receiver) = pair(&key, SMALL);
-    let now = Instant::now();
     let empty = have(&receiver, worker());
     sender.on_have(&empty);
     for index in 0..2 {
-        assert_eq!(sender.next(now).unwrap().index, index);
-        sender.on_acked(index, now);
+        assert_eq!(sender.next_chunk().unwrap().index, index);
+        sender.on_acked(index);
     }
     assert!(sender.on_have(&empty));
-    assert_eq!(sender.next(now).unwrap().index, 2);
-    assert_eq!(sender.next(now), None);
+    assert_eq!(sender.next_chunk().unwrap().index, 2);
+    assert_eq!(sender.next_chunk(), None);
 }
 
 #[test]
 fn another_worker_begins_from_what_it_has() {
     let key = key(50);
     let (mut sender, mut receiver) = pair(&key, SMALL);
-    let now = Instant::now();
     sender.on_have(&have(&receiver, worker()));
-    let first = sender.next(now).unwrap();
-    sender.on_acked(0, now);
+    let first = sender.next_chunk().unwrap();
+    sender.on_acked(0);
     receiver.accept(0, &first.bytes).unwrap();
-    sender.next(now).unwrap();
+    sender.next_chunk().unwrap();
     // The first worker is gone while the second chunk is on its way to it.
     let fresh = ChunkReceiver::new(sender.reopen(2).clone(), 50).unwrap();
     assert!(sender.on_have(&have(&fresh, other_worker())));
     assert_eq!(sender.worker(), Some(&other_worker()));
-    assert_eq!(sender.progress(), (0, 5));
-    assert_eq!(sender.next(now).unwrap().index, 0);
-    assert_eq!(sender.next(now).unwrap().index, 1, "it went to a worker that is gone");
+    assert_eq!(sender.progress(), Progress { bytes: 0, of: 50 });
+    assert_eq!(sender.next_chunk().unwrap().index, 0);
+    assert_eq!(sender.next_chunk().unwrap().index, 1, "it went to a worker that is gone");
 }
 
 #[test]
-fn the_window_begins_small_grows_on_success_and_halves_once_per_loss() {
+fn at_most_a_window_is_with_the_link_and_after_a_failure_nothing_until_the_open_is_answered() {
     let key = key(40 * CHUNK_LEN);
     let (mut sender, mut receiver) = pair(&key, u32::try_from(CHUNK_LEN).unwrap());
-    let now = Instant::now();
     sender.on_have(&have(&receiver, worker()));
-    let in_flight = |sender: &mut ChunkSender| -> Vec<u64> {
-        std::iter::from_fn(|| sender.next(now)).map(|part| part.index).collect()
+    let handed_over = |sender: &mut ChunkSender| -> Vec<u64> {
+        std::iter::from_fn(|| sender.next_chunk()).map(|part| part.index).collect()
     };
-    assert_eq!(in_flight(&mut sender), [0, 1]);
-    for index in 0..28 {
-        sender.on_acked(index, now);
-        in_flight(&mut sender);
-    }
-    assert!(sender.window() > 7 * CHUNK_LEN, "{}", sender.window());
-    assert!(sender.window() <= MAX_WINDOW);
-    let before = sender.window();
-    let count = before / CHUNK_LEN;
-    // The connection breaks: everything under way fails at once, which is one loss.
-    for index in 28..28 + count as u64 {
-        sender.on_failed(index);
-    }
-    assert_eq!(sender.window(), before / 2);
-    assert!(in_flight(&mut sender).is_empty(), "it is not known who listens");
-    let mut nonce = 1;
-    let mut reopen = |sender: &mut ChunkSender| {
-        nonce += 1;
-        receiver.reopen(sender.reopen(nonce));
-        assert!(sender.on_have(&have(&receiver, worker())));
-    };
-    reopen(&mut sender);
-    let again = in_flight(&mut sender);
-    assert_eq!(again.len(), count / 2);
-    // That the 28 did not arrive either is the same loss. Slow acknowledgements are another one,
-    // again once per window.
-    let before = sender.window();
-    for index in &again {
-        sender.on_acked(*index, now + SLOW_ACK + Duration::from_millis(1));
-    }
-    assert_eq!(sender.window(), (before / 2).max(CHUNK_LEN));
-    for _ in 0..10 {
-        for index in in_flight(&mut sender) {
-            sender.on_failed(index);
-        }
-        reopen(&mut sender);
-    }
-    assert_eq!(sender.window(), CHUNK_LEN, "one chunk may always be under way");
+    let window = (MAX_WINDOW / CHUNK_LEN) as u64;
+    assert_eq!(handed_over(&mut sender), (0..window).collect::<Vec<_>>());
+    sender.on_acked(3);
+    assert_eq!(handed_over(&mut sender), [window]);
+    // The connection breaks.
+    sender.on_failed(0);
+    assert!(handed_over(&mut sender).is_empty(), "it is not known who listens");
+    receiver.reopen(sender.reopen(2));
+    assert!(sender.on_have(&have(&receiver, worker())));
+    assert_eq!(handed_over(&mut sender), [0], "what failed");
+    sender.on_acked(1);
+    assert_eq!(handed_over(&mut sender), [3], "what the broker lost");
 }
 
 #[test]
@@ -279,7 +248,6 @@ struct Network {
     sender: ChunkSender,
     receiver: ChunkReceiver,
     workers: u32,
-    now: Instant,
     /// With the worker each is addressed to.
     published: Vec<(u64, Bytes, WorkerId)>,
     arriving: Vec<(u64, Bytes)>,
@@ -292,10 +260,9 @@ struct Network {
 impl Network {
     fn new(key: &Bytes) -> Self {
         let (sender, receiver) = pair(key, SMALL);
-        let sent_under = vec![None; sender.progress().1];
+        let sent_under = vec![None; sender.manifest().chunk_digests.len()];
         let (published, arriving, haves) = (Vec::new(), Vec::new(), Vec::new());
-        let now = Instant::now();
-        Self { sender, receiver, workers: 1, now, published, arriving, haves, sent_under }
+        Self { sender, receiver, workers: 1, published, arriving, haves, sent_under }
     }
 
     fn worker(&self) -> WorkerId {
@@ -307,7 +274,7 @@ impl Network {
     }
 
     fn send(&mut self) {
-        while let Some(part) = self.sender.next(self.now) {
+        while let Some(part) = self.sender.next_chunk() {
             let nonce = self.sender.manifest().nonce;
             let earlier = self.sent_under[usize::try_from(part.index).unwrap()].replace(nonce);
             assert_eq!(earlier, None, "chunk {} is sent again and is not missing", part.index);
@@ -322,7 +289,7 @@ impl Network {
 
     /// The broker takes a chunk, which reaches nobody if its worker is gone.
     fn ack(&mut self, (index, bytes, worker): (u64, Bytes, WorkerId)) {
-        self.sender.on_acked(index, self.now);
+        self.sender.on_acked(index);
         if worker == self.worker() {
             self.arriving.push((index, bytes));
         }
@@ -344,7 +311,6 @@ impl Network {
     }
 
     fn step(&mut self, step: Step) {
-        self.now += Duration::from_millis(100);
         match step {
             Step::Send => self.send(),
             Step::Ack(index) => {
@@ -354,7 +320,7 @@ impl Network {
             }
             Step::AckAndLose(index) => {
                 if let Some((index, ..)) = Self::take(&mut self.published, index) {
-                    self.sender.on_acked(index, self.now);
+                    self.sender.on_acked(index);
                 }
             }
             Step::Fail(index) => {

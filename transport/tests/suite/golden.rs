@@ -107,7 +107,7 @@ fn every_kind_is_read_and_written_as_its_file_has_it() {
     for kind in FrameKind::ALL {
         let bytes = file(kind);
         let read = match (Received::decode(&bytes).unwrap(), kind.signatory()) {
-            (Received::Chunk(frame), None) => frame,
+            (Received::Chunk(chunk), None) => chunk.into_frame(),
             (Received::Signed(signed), Some(Signatory::Robot)) => {
                 signed.verify_robot(&robots, NOW).unwrap().into_frame()
             }

@@ -231,7 +231,8 @@ async fn plain_tcp_stays_on_this_machine_and_bad_configuration_ends_the_link() {
 
 #[tokio::test]
 async fn a_message_the_broker_does_not_take_is_refused_before_it_breaks_the_connection() {
-    let broker = Broker::start_with(&Options { max_packet_size: Some(100_000) });
+    let broker =
+        Broker::start_with(&Options { max_packet_size: Some(100_000), ..Options::default() });
     let mut robot = Subject::up(config("robot", broker.endpoint("acme.robot-1"))).await;
     let topic = format!("{UP}/x");
     let too_large = robot.link.publish(outgoing(&topic, vec![0; 100_000])).await.unwrap_err();

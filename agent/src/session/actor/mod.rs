@@ -161,10 +161,11 @@ impl Actor {
         let _ = self.reports.send((self.record.id.clone(), report)).await;
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         let remaining = self.remaining();
+        let upload = self.registration.progress(Instant::now());
         self.services.board.update(&self.record.facts.task, |status| {
-            status.upload = self.registration.progress();
+            status.upload = upload;
             status.waiting = self.jobs.len();
             status.expires_in_seconds = Some(remaining.as_secs());
         });
@@ -239,11 +240,14 @@ impl Actor {
         }
         while let Some((upload, worker)) = self.registration.upload() {
             let worker = worker.clone();
-            let Some(part) = upload.next(now.into_std()) else { break };
+            let Some(chunk) = upload.next_chunk() else { break };
             let topic = self.to_worker(worker, "chunk");
-            let index = part.index;
-            self.spawn(topic, FrameKind::Chunk, index, part.bytes.to_vec(), move |sent| {
-                Done::Chunk { index, sent }
+            let (Frame { claims, .. }, expiry) =
+                self.frame(FrameKind::Chunk, chunk.index, Vec::new());
+            let uplink = self.services.uplink.clone();
+            self.work.spawn(async move {
+                let sent = uplink.send_chunk(&topic, &claims, &chunk, expiry).await;
+                Done::Chunk { index: chunk.index, sent: sent.map(|sent| sent.frame_len) }
             });
         }
         if let Some(worker) = self.registration.registered_worker().cloned() {

@@ -20,6 +20,8 @@ const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 pub(crate) struct Options {
     /// Largest packet it takes and announces.
     pub(crate) max_packet_size: Option<usize>,
+    /// Whether it keeps queues and retained messages over a restart.
+    pub(crate) persistent: bool,
 }
 
 /// A broker that ends with the test.
@@ -52,6 +54,10 @@ impl Broker {
         if let Some(max) = options.max_packet_size {
             writeln!(config, "max_packet_size {max}").unwrap();
         }
+        if options.persistent {
+            let directory = directory.path().display();
+            writeln!(config, "persistence true\npersistence_location {directory}/").unwrap();
+        }
         writeln!(
             config,
             "listener {tls_port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\nacl_file {}\n\
@@ -69,9 +75,9 @@ impl Broker {
         broker
     }
 
-    /// Starts it again, with nothing kept of its former life.
+    /// Starts it again; what it keeps, it was told to.
     pub(crate) fn restart(&mut self) {
-        self.kill();
+        self.stop();
         let mut process = Command::new(MOSQUITTO)
             .arg("-c")
             .arg(self.directory.path().join("mosquitto.conf"))
@@ -93,6 +99,14 @@ impl Broker {
         self.process = Some(process);
     }
 
+    /// Lets it save what it keeps, and ends it.
+    fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            signal(&process, "-TERM");
+            process.wait().unwrap();
+        }
+    }
+
     /// Ends it without good-bye.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -103,8 +117,17 @@ impl Broker {
 
     /// Halts it: connections stay open and nothing happens on them.
     pub(crate) fn freeze(&self) {
-        let id = self.process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
+        signal(self.process.as_ref().unwrap(), "-STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        signal(self.process.as_ref().unwrap(), "-CONT");
+    }
+
+    /// The port of the listener with mutual TLS.
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.tls_port
     }
 
     pub(crate) fn authority(&self) -> &Authority {
@@ -149,6 +172,11 @@ topic write moai/v1/models/#
 user acme.robot-1
 topic read moai/v1/models/acme
 ";
+
+fn signal(process: &Child, name: &str) {
+    let id = process.id().to_string();
+    assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+}
 
 fn write(directory: &Path, name: &str, text: &str) {
     std::fs::write(directory.join(name), text).unwrap();

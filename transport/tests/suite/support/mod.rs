@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod certificates;
+pub(crate) mod pipe;
 pub(crate) mod signer;
 pub(crate) mod values;
 

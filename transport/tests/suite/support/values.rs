@@ -63,7 +63,7 @@ pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
 /// The frame in these bytes, verified as whoever gets it does.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
     match Received::decode(bytes).map_err(|error| error.to_string())? {
-        Received::Chunk(frame) => Ok(frame),
+        Received::Chunk(chunk) => Ok(chunk.into_frame()),
         Received::Signed(signed) => match signed.kind().signatory() {
             None => panic!("a {:?} frame is signed", signed.kind()),
             Some(Signatory::Robot) => {
