@@ -31,6 +31,7 @@ pub mod broker;
 pub mod compute;
 pub mod demo;
 pub mod dump;
+pub mod faults;
 pub mod log;
 pub mod moto;
 pub mod mqtt;

@@ -41,7 +41,14 @@ enum Command {
         arguments: Vec<String>,
     },
     /// Check format and lints, then run every test, end-to-end tests with real processes included.
+    #[command(
+        after_help = "`cargo xtask test --faults -- --list` names the faults, and `-- --only \
+                            NAME` selects one."
+    )]
     Test {
+        /// Run the fault suite instead: the whole system under load, with one fault after the other.
+        #[arg(long)]
+        faults: bool,
         /// Run only tests whose name contains one of these, and nothing but tests.
         filters: Vec<String>,
     },
@@ -76,12 +83,15 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { arguments } => become_binary(Purpose::Demo, "moai-demo", &arguments),
         Command::Bench { arguments } => become_binary(Purpose::Bench, "moai-bench", &arguments),
-        Command::Test { filters } if filters.is_empty() => {
+        Command::Test { faults: true, filters } => {
+            become_binary(Purpose::Test, "moai-faults", &filters)
+        }
+        Command::Test { filters, .. } if filters.is_empty() => {
             setup::install(Purpose::Test)?;
             lint()?;
             test(&filters)
         }
-        Command::Test { filters } => {
+        Command::Test { filters, .. } => {
             setup::install(Purpose::Test)?;
             test(&filters)
         }
