@@ -111,10 +111,17 @@ impl Fault {
         Ok(())
     }
 
-    /// Whether windows that the onboard broker took may be gone, and answers that it took.
+    /// Whether the onboard broker dies with what it holds: windows that it took, and answers that it
+    /// took or passed on before it had acknowledged them, which then come again.
     #[must_use]
-    pub fn loses_what_the_onboard_broker_holds(self) -> bool {
+    pub fn kills_the_onboard_broker(self) -> bool {
         self == Self::Kill(Part::OnboardBroker)
+    }
+
+    /// Whether windows cannot be kept, and have to be refused.
+    #[must_use]
+    pub fn fills_the_disk(self) -> bool {
+        matches!(self, Self::FullDisk(_))
     }
 }
 

@@ -7,8 +7,9 @@
 //!
 //! Invariants:
 //! - an outcome is counted against one window at most;
-//! - a gap in a session's job numbers is a lost job, whatever else could explain it;
-//! - everything that is not explained counts as lost or wrong.
+//! - a window without an outcome is explained by one refusal that names no job, or else it is a lost
+//!   job if a number is missing in a session, or else one the agent never took;
+//! - everything else that is not explained counts as wrong.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -120,10 +121,11 @@ pub fn account(digits: u64, sent: &[Sent], outcomes: &[Outcome]) -> Account {
             },
         }
     }
+    // A number is not used again when its job could not be kept, so a gap alone is no loss.
     let explained = silent.min(refused_unnumbered);
     account.refused += explained;
-    account.lost = gaps;
-    account.untaken = (silent - explained).saturating_sub(gaps);
+    account.lost = gaps.min(silent - explained);
+    account.untaken = silent - explained - account.lost;
     account
 }
 
@@ -273,6 +275,16 @@ mod tests {
         let account = account(DIGITS, &sent(0..40), &outcomes);
         assert_eq!(counts(&account), [37, 2, 1, 0, 0, 0]);
         assert_eq!(account.codes, BTreeMap::from([("no_session".to_owned(), 2)]));
+    }
+
+    #[test]
+    fn a_refused_window_explains_the_number_that_was_wasted_on_it() {
+        let mut outcomes = answers("a", 0..40);
+        outcomes.remove(12);
+        outcomes.push(refusal("not_spooled"));
+        assert_eq!(counts(&account(DIGITS, &sent(0..40), &outcomes)), [39, 1, 0, 0, 0, 0]);
+        outcomes.remove(20);
+        assert_eq!(counts(&account(DIGITS, &sent(0..40), &outcomes)), [38, 1, 0, 1, 0, 0]);
     }
 
     #[test]

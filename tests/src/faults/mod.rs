@@ -42,7 +42,7 @@ pub fn list() {
 /// # Errors
 /// There is no such row, or a row failed.
 pub async fn run(isolation: Isolation, only: &[String]) -> Result<()> {
-    if let Some(unknown) = only.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
+    if let Some(unknown) = only.iter().find(|name| Row::named(name).is_none()) {
         bail!("there is no row {unknown:?}; --list names them");
     }
     println!("{HEADER}");

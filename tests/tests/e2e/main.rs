@@ -11,6 +11,7 @@ mod custody;
 mod declared;
 mod dishonest;
 mod expiry;
+mod faults;
 mod identity;
 mod main_job;
 mod malformed;

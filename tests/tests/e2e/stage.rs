@@ -45,8 +45,13 @@ impl DerefMut for Stage {
 
 /// Starts a world once fewer than two others run.
 pub(crate) async fn start(builder: Builder) -> Result<Stage> {
-    let turn = TURNS.acquire().await?;
+    let turn = turn().await?;
     Ok(Stage { world: builder.start().await?, _turn: turn })
+}
+
+/// Waits until fewer than two worlds run.
+pub(crate) async fn turn() -> Result<SemaphorePermit<'static>> {
+    Ok(TURNS.acquire().await?)
 }
 
 impl Stage {
