@@ -21,6 +21,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use self::arguments::{Audit, Cli, Command, ConfigCommand, Escrow, Policy, Rotate};
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
@@ -38,11 +39,18 @@ pub struct Hooks {
     pub rotation_step: fn(RotationStep),
     /// Told of each step of a job's outcome.
     pub release_step: fn(ReleaseStep),
+    /// Where time comes from.
+    pub clock: fn() -> Arc<dyn Clock>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { protect_memory: true, rotation_step: |_| {}, release_step: |_| {} }
+        Self {
+            protect_memory: true,
+            rotation_step: |_| {},
+            release_step: |_| {},
+            clock: || Arc::new(SystemClock),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::AuditEvent;
 use crate::cli::{Hooks, exit};
-use crate::clock::{BootId, SystemClock};
+use crate::clock::BootId;
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, CustodyError};
@@ -97,7 +97,7 @@ async fn work(
     let Some(opened) = startup::open_custody(config, progress, &stop).await? else { return Ok(()) };
 
     let links = CancellationToken::new();
-    let clock = Arc::new(SystemClock);
+    let clock = (hooks.clock)();
     let boot = BootId::current().context("cannot read the boot id")?;
     let Journals { audit, spool, conditions } =
         journals::open(config, &opened, clock.clone(), &boot, &stop)?;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, AuditEvent};
-use crate::clock::{BootId, Clock as _, SystemClock, watch};
+use crate::clock::{BootId, Clock, watch};
 use crate::conditions::Conditions;
 use crate::config::Config;
 use crate::spool::{Spool, SpoolDamage};
@@ -32,7 +32,7 @@ pub struct Journals {
 pub fn open(
     config: &Config,
     opened: &Opened,
-    clock: Arc<SystemClock>,
+    clock: Arc<dyn Clock>,
     boot: &BootId,
     stop: &CancellationToken,
 ) -> anyhow::Result<Journals> {

@@ -4,10 +4,15 @@
 //!   it installs no zeroizing allocator.
 //! - `MOAI_TEST_KILL_AT=STEP`: kill -9 as soon as a rotation's step (`sealed`, `vault`, `renamed` or
 //!   `retired`) is durable, or a job's outcome is `decided` or `published`.
+//! - `MOAI_TEST_CLOCK=FILE`: the wall clock is ahead by so many seconds as the file says, if it is
+//!   there.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use moai_agent::cli::{self, Hooks};
+use moai_agent::clock::{BootInstant, Clock, SystemClock};
 use rustix::process::{Signal, getpid, kill_process};
 
 fn main() -> ExitCode {
@@ -16,11 +21,31 @@ fn main() -> ExitCode {
         protect_memory: !unprotected,
         rotation_step: |step| kill_at(&step.to_string()),
         release_step: |step| kill_at(&step.to_string()),
+        clock: || Arc::new(WrongClock),
     })
 }
 
 fn kill_at(step: &str) {
     if std::env::var_os("MOAI_TEST_KILL_AT").is_some_and(|wanted| wanted == *step) {
         kill_process(getpid(), Signal::KILL).expect("a process may kill itself");
+    }
+}
+
+/// A wall clock that can be set while the agent runs.
+struct WrongClock;
+
+impl Clock for WrongClock {
+    fn boot(&self) -> BootInstant {
+        SystemClock.boot()
+    }
+
+    fn unix(&self) -> Duration {
+        let ahead = std::env::var_os("MOAI_TEST_CLOCK")
+            .and_then(|path| std::fs::read_to_string(path).ok())
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0_i64);
+        let right = SystemClock.unix();
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        if ahead < 0 { right.saturating_sub(by) } else { right + by }
     }
 }

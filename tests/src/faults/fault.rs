@@ -4,15 +4,20 @@
 //! - a fault is over when [`Fault::strike`] returns: what was killed runs again, what was held flows;
 //! - only what belongs to the world is touched, each process by its own handle.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio::time::sleep;
 
 use super::isolation::PacketLoss;
+use super::load::MODEL;
 use crate::World;
 use crate::proxy::{Direction, Proxy};
+
+/// The task that opens beside the load.
+const OTHER_TASK: &str = "other";
 
 /// A process of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,11 @@ pub enum Fault {
     PacketLoss(Duration),
     /// The robot's state directory is full for so long.
     FullDisk(Duration),
+    /// The uplink carries so many bytes a second, and another task opens meanwhile: for so long its
+    /// keys go up.
+    SlowUpload(u32, Duration),
+    /// The robot's wall clock is ahead by so many seconds, for so long.
+    Clock(i64, Duration),
 }
 
 impl Fault {
@@ -107,8 +117,41 @@ impl Fault {
                 sleep(duration).await;
                 std::fs::remove_file(path)?;
             }
+            Self::SlowUpload(rate, duration) => {
+                let proxy = proxy(world)?;
+                let before = proxy.connections();
+                proxy.limit(Some(rate));
+                world.robot.onboard.open(OTHER_TASK, MODEL).await?;
+                sleep(duration).await;
+                let upload = upload(world).await?;
+                let carried = upload["bytes_per_second"].as_u64().unwrap_or(0);
+                let wanted = u64::from(rate / 2)..=u64::from(rate);
+                ensure!(wanted.contains(&carried), "keys go up with {carried} B/s: {upload}");
+                proxy.limit(None);
+                world.robot.onboard.state(OTHER_TASK, "active").await?;
+                ensure!(proxy.connections() == before, "the connection broke under the upload");
+            }
+            Self::Clock(ahead, duration) => {
+                let path = clock_file(world.directory());
+                std::fs::write(&path, ahead.to_string())?;
+                sleep(duration).await;
+                std::fs::remove_file(path)?;
+            }
         }
         Ok(())
+    }
+
+    /// What the agent's double has to be told for it; none if the agent itself will do.
+    #[must_use]
+    pub fn double(self, directory: &Path) -> Option<(&'static str, String)> {
+        let path = clock_file(directory).display().to_string();
+        matches!(self, Self::Clock(..)).then_some(("MOAI_TEST_CLOCK", path))
+    }
+
+    /// How long an answer may take under it; none if it may keep answers back.
+    #[must_use]
+    pub fn patience(self) -> Option<Duration> {
+        matches!(self, Self::SlowUpload(..)).then_some(Duration::from_secs(12))
     }
 
     /// Whether the onboard broker dies with what it holds: windows that it took, and answers that it
@@ -173,8 +216,19 @@ fn proxy(world: &World) -> Result<Arc<Proxy>> {
     world.proxy.clone().context("the world has no proxy")
 }
 
+fn clock_file(directory: &Path) -> PathBuf {
+    directory.join("clock-ahead")
+}
+
+/// What `status` says of the other task's upload.
+async fn upload(world: &World) -> Result<serde_json::Value> {
+    let status = world.robot.agent.command(&["status", "--json"]).await?.success()?;
+    let mut status: serde_json::Value = serde_json::from_str(&status.text())?;
+    Ok(status["tasks"][OTHER_TASK]["upload"].take())
+}
+
 /// Writes a file until the disk takes no more.
-fn fill(path: &std::path::Path) -> Result<()> {
+fn fill(path: &Path) -> Result<()> {
     use std::io::Write as _;
     let mut file = std::fs::File::create(path)?;
     for len in [64 * 1024, 512, 1] {

@@ -27,6 +27,8 @@ use crate::onboard::PREFIX;
 pub const DIGITS: u64 = 8;
 /// The task.
 pub const TASK: &str = "count";
+/// The model.
+pub const MODEL: &str = "digit";
 /// Time from window to window.
 pub const PERIOD: Duration = Duration::from_millis(200);
 
@@ -47,7 +49,7 @@ pub fn write_model(directory: &Path) -> Result<()> {
         .collect();
     let labels: Vec<String> = digits.map(|digit| digit.to_string()).collect();
     let model = json!({
-        "format": 1, "id": "digit", "kind": "lookup", "levels": DIGITS,
+        "format": 1, "id": MODEL, "kind": "lookup", "levels": DIGITS,
         "window": { "samples": 1, "channels": ["number"] },
         "features": [{ "channel": 0, "statistic": "mean", "transform": "none", "edges": edges }],
         "labels": labels, "tables": [rows], "bias": vec![0; labels.len() - 1],

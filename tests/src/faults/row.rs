@@ -83,6 +83,21 @@ pub const ROWS: &[Row] = &[
         "10 % of packets lost for 10 s",
         Fault::PacketLoss(SECOND.saturating_mul(10)),
     ),
+    row(
+        "slow-upload",
+        "another task's keys go up at 60 KB/s for 30 s",
+        Fault::SlowUpload(60_000, SECOND.saturating_mul(30)),
+    ),
+    row(
+        "clock-ahead",
+        "wall clock 1 h ahead for 8 s",
+        Fault::Clock(3600, SECOND.saturating_mul(8)),
+    ),
+    row(
+        "clock-behind",
+        "wall clock 1 h behind for 8 s",
+        Fault::Clock(-3600, SECOND.saturating_mul(8)),
+    ),
     row("full-disk", "state directory full for 5 s", Fault::FullDisk(SECOND.saturating_mul(5))),
 ];
 
@@ -130,11 +145,15 @@ impl Row {
         if self.durable {
             builder = builder.durable_broker();
         }
-        if !self.fault.fills_the_disk() {
-            return self.strike(&mut builder.start().await?).await;
-        }
         let mut world = builder.unprovisioned().start().await?;
-        let disk = SmallDisk::mount(&world.robot.agent.state_directory(), DISK_KIB)?;
+        let disk = if self.fault.fills_the_disk() {
+            Some(SmallDisk::mount(&world.robot.agent.state_directory(), DISK_KIB)?)
+        } else {
+            None
+        };
+        if let Some((key, value)) = self.fault.double(world.directory()) {
+            world.robot.agent.use_double(&[(key, &value)]);
+        }
         world.robot.agent.provision().await?;
         world.robot.start_agent().await?;
         let report = self.strike(&mut world).await;
@@ -172,7 +191,8 @@ impl Row {
     /// Why a report is bad; none if it is good.
     #[must_use]
     pub fn complaint(&self, report: &Report) -> Option<String> {
-        let Account { sent, lost, doubled, wrong, untaken, refused, codes, .. } = &report.account;
+        let Account { sent, lost, doubled, wrong, untaken, refused, codes, slowest, .. } =
+            &report.account;
         let mut complaints = Vec::new();
         let mut demand_none = |count: usize, what: &str| {
             if count > 0 {
@@ -187,6 +207,9 @@ impl Row {
         }
         if !self.fault.fills_the_disk() {
             demand_none(*refused, &format!("were refused: {codes:?}"));
+        }
+        if self.fault.patience().is_some_and(|patience| *slowest > patience) {
+            complaints.push(format!("an answer took {slowest:?}"));
         }
         (!complaints.is_empty()).then(|| complaints.join(", "))
     }
