@@ -10,6 +10,7 @@ mod audit;
 mod custody;
 pub(crate) mod exit;
 mod identity;
+mod sessions;
 
 use std::io::Write;
 use std::path::Path;
@@ -83,6 +84,11 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
         Command::Reseal { new_recovery_code } => custody::reseal(&config()?, *new_recovery_code),
         Command::Recover(arguments) => custody::recover(&config()?, arguments),
         Command::Rotate(Rotate::Root) => rotate_root(&config()?, hooks),
+        Command::Task(command) => sessions::task(&*config()?, command),
+        Command::Session(command) => sessions::session(&*config()?, command),
+        Command::Emergency { yes, stay_closed } => {
+            sessions::emergency(&*config()?, *yes, *stay_closed)
+        }
         Command::Policy(Policy::Show) => custody::show_policy(&*config()?),
         Command::Policy(Policy::Sign { key, measurements, out }) => {
             custody::sign_policy(key, measurements, out.as_deref())

@@ -69,7 +69,15 @@ pub trait Clock: Send + Sync {
 
     /// Now, as Unix time, for what leaves the robot (ids, expiry of frames).
     fn unix(&self) -> Duration;
+
+    /// Whether the wall clock is known to be right: something has set it by a time server in this
+    /// boot.
+    fn is_trusted(&self) -> bool;
 }
+
+/// systemd-timesyncd makes this file once it has set the clock, and it goes with the boot. Whoever
+/// uses another time service has that make it.
+pub const SYNCHRONISED_FILE: &str = "/run/systemd/timesync/synchronized";
 
 /// The kernel's clocks.
 pub struct SystemClock;
@@ -84,5 +92,9 @@ impl Clock for SystemClock {
 
     fn unix(&self) -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn is_trusted(&self) -> bool {
+        std::path::Path::new(SYNCHRONISED_FILE).exists()
     }
 }

@@ -14,6 +14,7 @@ use moai_settings::{Problem, Section, SettingsError};
 use moai_tpm::{PcrSelection, Tcti};
 use moai_transport::ids::Identity;
 use moai_transport::keys::{MAX_KEY_FILE_LEN, ServerKeys};
+use moai_transport::message::MAX_JOBS;
 
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
 pub use tasks::{DeclaredTask, Join, TaskTopic, TopicChannels, WhenFull};
@@ -22,6 +23,7 @@ use crate::audit::AuditLimits;
 use crate::custody::files::read_capped;
 use crate::spool::SpoolLimits;
 use crate::ttl::{Lifetimes, MAX_LIFETIME};
+use crate::warm::MAX_WARM;
 
 /// Where the configuration lies unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/moai-agent/agent.toml";
@@ -45,8 +47,8 @@ pub struct Config {
     pub onboard: OnboardConfig,
     /// The broker toward the compute server.
     pub uplink: UplinkConfig,
-    /// `[sessions]`: how long sessions of each class live.
-    pub lifetimes: Lifetimes,
+    /// How long sessions live and what they may do.
+    pub sessions: SessionsConfig,
     /// `[spool]`: how much waits for answers.
     pub spool: SpoolLimits,
     /// `[audit]`: how much of the audit log is kept.
@@ -147,6 +149,17 @@ pub enum IdentityKeySource {
     File(PathBuf),
 }
 
+/// `[sessions]`
+#[derive(Debug, Clone, Copy)]
+pub struct SessionsConfig {
+    /// How long sessions of each class live.
+    pub lifetimes: Lifetimes,
+    /// Key sets made ahead of the sessions that need them.
+    pub warm: usize,
+    /// Most results that a session decrypts, which is most jobs it takes.
+    pub decryption_budget: u64,
+}
+
 /// `[log]`
 #[derive(Debug)]
 pub struct LogConfig {
@@ -202,12 +215,18 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         Some(OnboardConfig { host: host?, port: port?, prefix: prefix?.0 })
     });
     let uplink = root.section("uplink", |section| uplink(path, section, development));
-    let lifetimes = root.section("sessions", |sessions| {
+    let sessions = root.section("sessions", |sessions| {
         let default = Lifetimes::default();
         let general = lifetime(sessions, "general_ttl_seconds", default.general);
         let sensitive = lifetime(sessions, "sensitive_ttl_seconds", default.sensitive);
         let long = lifetime(sessions, "long_ttl_seconds", default.long);
-        Some(Lifetimes { general: general?, sensitive: sensitive?, long: long? })
+        let warm = sessions.integer("warm", 0..=MAX_WARM as u64, Some(1));
+        let budget = sessions.integer("decryption_budget", 1..=MAX_JOBS, Some(MAX_JOBS));
+        Some(SessionsConfig {
+            lifetimes: Lifetimes { general: general?, sensitive: sensitive?, long: long? },
+            warm: usize::try_from(warm?).ok()?,
+            decryption_budget: budget?,
+        })
     });
     let spool = root.section("spool", |spool| {
         let default = SpoolLimits::default();
@@ -240,7 +259,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
         tpm: tpm?,
         onboard: onboard?,
         uplink: uplink?,
-        lifetimes: lifetimes?,
+        sessions: sessions?,
         spool: spool?,
         audit: audit?,
         tasks: tasks?,

@@ -1,8 +1,8 @@
 //! The control socket: a Unix socket where people and programs of this robot ask the agent.
 //!
-//! A connection carries one request and one reply, each a line of JSON: `{"request": "status"}` or
-//! `{"request": "rotate-root"}`; `{"status": …}`, `{"rotated": …}` or `{"refused": …}`; `Request` has
-//! all of them.
+//! A connection carries one request and one reply, each a line of JSON: `{"request": "status"}`,
+//! `{"request": "rotate-task", "task": "arm"}` and so on; `{"status": …}`, `{"ordered": …}` and so on,
+//! or `{"refused": …}`; `Request` and `Reply` have all of them.
 //!
 //! Invariants:
 //! - only the agent's user and group may connect (mode 0660);
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use moai_transport::ids::{SessionId, TaskId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::AuditReport;
 use crate::custody::Rotated;
+use crate::emergency::EmergencyReport;
 use crate::status::AgentStatus;
 
 /// How long a client may take to send its request, and to read the reply.
@@ -38,7 +40,7 @@ const MAX_REQUEST_LEN: u64 = 4096;
 const MAX_REPLY_LEN: u64 = 1024 * 1024;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// How the agent is.
@@ -47,6 +49,49 @@ pub enum Request {
     RotateRoot,
     /// Check the audit log.
     AuditVerify,
+    /// Have a task go on with new keys.
+    RotateTask {
+        /// The task.
+        task: TaskId,
+    },
+    /// Have a task finish what waits, and end.
+    CloseTask {
+        /// The task.
+        task: TaskId,
+    },
+    /// Wipe a task's keys now.
+    RevokeTask {
+        /// The task.
+        task: TaskId,
+        /// End the task too.
+        #[serde(default)]
+        stay_closed: bool,
+    },
+    /// Wipe a session's keys now.
+    RevokeSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Wipe all sessions' keys now, and begin the next epoch.
+    Emergency {
+        /// End all tasks too.
+        #[serde(default)]
+        stay_closed: bool,
+    },
+}
+
+/// A task follows an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The task.
+    pub task: TaskId,
+}
+
+/// Sessions have no keys any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The sessions.
+    pub sessions: Vec<String>,
 }
 
 /// What is answered.
@@ -59,6 +104,12 @@ pub enum Reply {
     Rotated(Rotated),
     /// To [`Request::AuditVerify`].
     Audited(AuditReport),
+    /// To [`Request::RotateTask`] and [`Request::CloseTask`].
+    Ordered(Ordered),
+    /// To [`Request::RevokeTask`] and [`Request::RevokeSession`].
+    Revoked(Revoked),
+    /// To [`Request::Emergency`].
+    Emergency(EmergencyReport),
     /// It was not done.
     Refused(Refused),
 }
@@ -82,6 +133,36 @@ pub trait Desk: Send + Sync + 'static {
 
     /// Checks the audit log.
     fn audit_verify(&self) -> impl Future<Output = Result<AuditReport, Refused>> + Send;
+    /// Has a task go on with new keys.
+    ///
+    /// # Errors
+    /// It is not open.
+    fn rotate_task(&self, task: TaskId) -> Result<Ordered, Refused>;
+
+    /// Has a task finish what waits, and end.
+    ///
+    /// # Errors
+    /// It is not open.
+    fn close_task(&self, task: TaskId) -> Result<Ordered, Refused>;
+
+    /// Wipes a task's keys; returns when they are gone.
+    fn revoke_task(
+        &self,
+        task: TaskId,
+        stay_closed: bool,
+    ) -> impl Future<Output = Result<Revoked, Refused>> + Send;
+
+    /// Wipes a session's keys; returns when they are gone.
+    fn revoke_session(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Revoked, Refused>> + Send;
+
+    /// Wipes all sessions' keys and begins the next epoch.
+    fn emergency(
+        &self,
+        stay_closed: bool,
+    ) -> impl Future<Output = Result<EmergencyReport, Refused>> + Send;
 }
 
 /// Why the control socket cannot be used.
@@ -179,15 +260,7 @@ impl Drop for ControlSocket {
 
 async fn answer(desk: &impl Desk, mut stream: UnixStream) {
     let reply = match tokio::time::timeout(PATIENCE, receive(&mut stream)).await {
-        Ok(Ok(Request::Status)) => Reply::Status(Box::new(desk.status())),
-        Ok(Ok(Request::RotateRoot)) => match desk.rotate_root().await {
-            Ok(rotated) => Reply::Rotated(rotated),
-            Err(refused) => Reply::Refused(refused),
-        },
-        Ok(Ok(Request::AuditVerify)) => match desk.audit_verify().await {
-            Ok(report) => Reply::Audited(report),
-            Err(refused) => Reply::Refused(refused),
-        },
+        Ok(Ok(request)) => obey(desk, request).await.unwrap_or_else(Reply::Refused),
         Ok(Err(problem)) => malformed(&format!("not a request: {problem}")),
         Err(_) => malformed(&format!("no request within {} s", PATIENCE.as_secs())),
     };
@@ -195,6 +268,21 @@ async fn answer(desk: &impl Desk, mut stream: UnixStream) {
     line.push(b'\n');
     // A client that went away or stalls is its own problem.
     let _ = tokio::time::timeout(PATIENCE, stream.write_all(&line)).await;
+}
+
+async fn obey(desk: &impl Desk, request: Request) -> Result<Reply, Refused> {
+    Ok(match request {
+        Request::Status => Reply::Status(Box::new(desk.status())),
+        Request::RotateRoot => Reply::Rotated(desk.rotate_root().await?),
+        Request::AuditVerify => Reply::Audited(desk.audit_verify().await?),
+        Request::RotateTask { task } => Reply::Ordered(desk.rotate_task(task)?),
+        Request::CloseTask { task } => Reply::Ordered(desk.close_task(task)?),
+        Request::RevokeTask { task, stay_closed } => {
+            Reply::Revoked(desk.revoke_task(task, stay_closed).await?)
+        }
+        Request::RevokeSession { session } => Reply::Revoked(desk.revoke_session(session).await?),
+        Request::Emergency { stay_closed } => Reply::Emergency(desk.emergency(stay_closed).await?),
+    })
 }
 
 async fn receive(stream: &mut UnixStream) -> Result<Request, String> {
@@ -243,6 +331,39 @@ pub async fn audit_verify(path: &Path) -> Result<AuditReport, ControlError> {
     }
 }
 
+/// Has a task of the running agent rotated or closed.
+///
+/// # Errors
+/// No agent answers, or the task is not open.
+pub async fn order(path: &Path, request: Request) -> Result<Ordered, ControlError> {
+    match ask(path, request, PATIENCE).await? {
+        Reply::Ordered(ordered) => Ok(ordered),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has sessions of the running agent revoked.
+///
+/// # Errors
+/// No agent answers, or there are none.
+pub async fn revoke(path: &Path, request: Request) -> Result<Revoked, ControlError> {
+    match ask(path, request, ROTATION_PATIENCE).await? {
+        Reply::Revoked(revoked) => Ok(revoked),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the running agent revoke everything and begin the next epoch.
+///
+/// # Errors
+/// No agent answers, or the next epoch did not begin.
+pub async fn emergency(path: &Path, stay_closed: bool) -> Result<EmergencyReport, ControlError> {
+    match ask(path, Request::Emergency { stay_closed }, ROTATION_PATIENCE).await? {
+        Reply::Emergency(report) => Ok(report),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn unexpected(reply: &Reply) -> ControlError {
     ControlError::Answer(format!("{reply:?}"))
 }
@@ -287,6 +408,26 @@ mod tests {
         async fn audit_verify(&self) -> Result<AuditReport, Refused> {
             Ok(AuditReport { entries: 7, ..AuditReport::default() })
         }
+
+        fn rotate_task(&self, task: TaskId) -> Result<Ordered, Refused> {
+            Ok(Ordered { task })
+        }
+
+        fn close_task(&self, task: TaskId) -> Result<Ordered, Refused> {
+            Err(Refused { message: format!("{task} is not open"), exit_code: 1 })
+        }
+
+        async fn revoke_task(&self, task: TaskId, stay_closed: bool) -> Result<Revoked, Refused> {
+            Ok(Revoked { sessions: vec![format!("{task} {stay_closed}")] })
+        }
+
+        async fn revoke_session(&self, session: SessionId) -> Result<Revoked, Refused> {
+            Ok(Revoked { sessions: vec![session.to_string()] })
+        }
+
+        async fn emergency(&self, _: bool) -> Result<EmergencyReport, Refused> {
+            Err(Refused { message: "not now".to_owned(), exit_code: 75 })
+        }
     }
 
     struct Server {
@@ -312,6 +453,17 @@ mod tests {
         assert_eq!(audit_verify(&server.path).await.unwrap().entries, 7);
         let refused = rotate_root(&server.path).await.unwrap_err();
         assert!(matches!(refused, ControlError::Refused(Refused { exit_code: 75, .. })));
+        let arm: TaskId = "arm".parse().unwrap();
+        let rotate = Request::RotateTask { task: arm.clone() };
+        assert_eq!(order(&server.path, rotate).await.unwrap().task, arm);
+        let close = order(&server.path, Request::CloseTask { task: arm.clone() }).await;
+        assert_eq!(close.unwrap_err().to_string(), "arm is not open");
+        let task = Request::RevokeTask { task: arm, stay_closed: true };
+        assert_eq!(revoke(&server.path, task).await.unwrap().sessions, ["arm true"]);
+        let id = SessionId::new(1_700_000_000_000, [7; 10]);
+        let session = Request::RevokeSession { session: id.clone() };
+        assert_eq!(revoke(&server.path, session).await.unwrap().sessions, [id.to_string()]);
+        assert!(emergency(&server.path, false).await.is_err());
         server.stop.cancel();
         server.task.await.unwrap();
         let nobody = status(&server.path).await.unwrap_err();

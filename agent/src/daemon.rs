@@ -20,16 +20,19 @@ use moai_transport::topic::{Topic, robot_filters};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::AuditEvent;
+use crate::audit::{Audit, AuditEvent};
 use crate::cli::{Hooks, exit};
-use crate::clock::BootId;
+use crate::clock::{BootId, Clock};
 use crate::config::{Config, OnboardConfig};
 use crate::control::ControlSocket;
-use crate::custody::{self, CustodyError};
+use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
 use crate::echoes::Echoes;
+use crate::engines::{Engines, FheEngines};
 use crate::failure::LastFailure;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
@@ -38,10 +41,13 @@ use crate::journals::{self, Journals};
 use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
 use crate::services::Services;
+use crate::session::registry::SessionRegistry;
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
 use crate::uplink::{LinkState, Uplink};
+use crate::vault::{Vault, VaultError};
+use crate::warm::{WarmParts, WarmPool};
 
 /// An oversized onboard message is received, so that it can be refused by name; what is larger
 /// than this never leaves the broker.
@@ -131,6 +137,9 @@ async fn work(
     );
     tokio::spawn(listener.run(onboard.clone(), spool.clone()));
 
+    let registry = SessionRegistry::default();
+    let engines: Arc<dyn Engines> = Arc::new(FheEngines);
+    let warm = begin_warm(config, &vault, custody.custodian(), &engines, &clock, &registry, &stop)?;
     let services = Arc::new(Services {
         clock,
         boot,
@@ -142,15 +151,20 @@ async fn work(
         attester,
         orders: config.tasks.iter().map(|task| (task.id.clone(), task.order)).collect(),
         max_age: config.spool.max_age,
-        lifetimes: config.lifetimes,
+        lifetimes: config.sessions.lifetimes,
         audit: audit.clone(),
         conditions,
+        decryption_budget: config.sessions.decryption_budget,
+        engines,
+        warm,
+        registry,
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
     let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, onboard_state);
     tasks.resume().await?;
     tasks.open_declared(&base, &links);
+    let directory = tasks.directory();
     let tasks = tokio::spawn(tasks.run(onboard_events));
 
     let every = config.custody.rotate_every;
@@ -167,43 +181,96 @@ async fn work(
         audit: audit.trouble(),
         conditions: services.conditions.watch(),
     };
-    desk.open(Running { services, vitals: vitals.clone(), custodian, rotations });
-    let state_directory = config.state_directory.clone();
-    let health =
-        tokio::spawn(health::watch(vitals, onboard.clone(), state_directory, stop.clone()));
+    desk.open(Running { services, vitals: vitals.clone(), custodian, rotations, tasks: directory });
+    let state = config.state_directory.clone();
+    let health = tokio::spawn(health::watch(vitals, onboard.clone(), state, stop.clone()));
     let presence = tokio::spawn(announce(config.clone(), uplink_link.clone(), uplink.clone()));
 
     stop.cancelled().await;
-    tracing::info!("stopping: inputs end, answers under way are awaited");
-    notify(&[NotifyState::Stopping]);
-    // A link ends when nobody reads its events any more, and it still has last words to say.
-    let onboard_events = tokio::time::timeout(TASKS_PATIENCE, tasks).await;
-    if onboard_events.is_err() {
-        tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
-    }
-    presence.abort();
-    health.await.context("the health watch failed")?;
-    renewal.await.context("the renewal of the certificate failed")?;
-    let last_words = say_goodbye(config, &uplink_link, &onboard);
-    let _ = tokio::time::timeout(LINK_CLOSE_PATIENCE, last_words).await;
-    links.cancel();
-    drop(onboard_events);
-    let closed = async {
-        uplink_link.closed().await;
-        onboard_link.closed().await;
-        let _ = router.await;
+    let uplink = uplink_link;
+    let parts = Parts {
+        tasks,
+        health,
+        presence,
+        renewal,
+        router,
+        links,
+        uplink,
+        onboard_link,
+        onboard,
+        audit,
     };
-    let stopped = audit.record_durably(AuditEvent::AgentStopped);
-    let _ =
-        tokio::time::timeout(LINK_CLOSE_PATIENCE, async { tokio::join!(closed, stopped) }).await;
-    tracing::info!("stopped");
-    Ok(())
+    parts.stop(config).await
+}
+
+/// What stops with the agent.
+struct Parts {
+    tasks: JoinHandle<mpsc::Receiver<LinkEvent>>,
+    health: JoinHandle<()>,
+    presence: JoinHandle<()>,
+    renewal: JoinHandle<()>,
+    router: JoinHandle<()>,
+    links: CancellationToken,
+    uplink: Link,
+    onboard_link: Link,
+    onboard: Onboard,
+    audit: Audit,
+}
+
+impl Parts {
+    async fn stop(self, config: &Config) -> anyhow::Result<()> {
+        tracing::info!("stopping: inputs end, answers under way are awaited");
+        notify(&[NotifyState::Stopping]);
+        // A link ends when nobody reads its events any more, and it still has last words to say.
+        let onboard_events = timeout(TASKS_PATIENCE, self.tasks).await;
+        if onboard_events.is_err() {
+            tracing::warn!("tasks did not end in time; what is not answered stays in the spool");
+        }
+        self.presence.abort();
+        self.health.await.context("the health watch failed")?;
+        self.renewal.await.context("the renewal of the certificate failed")?;
+        let last_words = say_goodbye(config, &self.uplink, &self.onboard);
+        let _ = timeout(LINK_CLOSE_PATIENCE, last_words).await;
+        self.links.cancel();
+        drop(onboard_events);
+        let closed = async {
+            self.uplink.closed().await;
+            self.onboard_link.closed().await;
+            let _ = self.router.await;
+        };
+        let stopped = self.audit.record_durably(AuditEvent::AgentStopped);
+        let _ = timeout(LINK_CLOSE_PATIENCE, async { tokio::join!(closed, stopped) }).await;
+        tracing::info!("stopped");
+        Ok(())
+    }
 }
 
 async fn say_goodbye(config: &Config, uplink: &Link, onboard: &Onboard) {
     let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
     let _ = uplink.publish(retained(topic, robot_state(config, false))).await;
     onboard.health(&Health::down("stopped")).await;
+}
+
+/// Starts making keys ahead.
+fn begin_warm(
+    config: &Config,
+    vault: &Arc<Vault>,
+    custodian: &Arc<dyn Custodian>,
+    engines: &Arc<dyn Engines>,
+    clock: &Arc<dyn Clock>,
+    registry: &SessionRegistry,
+    stop: &CancellationToken,
+) -> Result<WarmPool, VaultError> {
+    let parts = WarmParts {
+        wanted: config.sessions.warm,
+        directory: config.state_directory.join("warm"),
+        vault: Arc::clone(vault),
+        engines: Arc::clone(engines),
+        custodian: Arc::clone(custodian),
+        clock: Arc::clone(clock),
+        registry: registry.clone(),
+    };
+    WarmPool::start(parts, stop.clone())
 }
 
 fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {

@@ -5,17 +5,21 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use moai_transport::ids::{SessionId, TaskId};
 use tokio::sync::watch;
 
 use crate::audit::AuditReport;
 use crate::config::Config;
-use crate::control::{Desk, Refused};
+use crate::control::{Desk, Ordered, Refused, Revoked};
 use crate::custody::Rotated;
+use crate::emergency::{self, EmergencyReport};
 use crate::hardening;
 use crate::health::{Health, Vitals};
 use crate::rotator::Rotations;
 use crate::services::Services;
 use crate::status::AgentStatus;
+use crate::task::Order;
+use crate::tasks::TaskDirectory;
 
 /// Answers for the agent.
 pub struct AgentDesk {
@@ -36,6 +40,8 @@ pub struct Running {
     pub custodian: String,
     /// Who begins epochs.
     pub rotations: Rotations,
+    /// Where tasks are given orders.
+    pub tasks: TaskDirectory,
 }
 
 impl AgentDesk {
@@ -80,9 +86,11 @@ impl Desk for AgentDesk {
             .borrow()
             .as_ref()
             .map_or_else(Vec::new, |catalogue| catalogue.ids().map(ToString::to_string).collect());
+        let warm = *running.services.warm.state().borrow();
         AgentStatus {
             status: word.to_owned(),
             reasons,
+            warm: (warm.ready, warm.wanted),
             custodian: running.custodian.clone(),
             epoch: Some(running.vitals.epoch.borrow().epoch.0),
             certificate: running.vitals.certificate.borrow().describe(),
@@ -99,5 +107,64 @@ impl Desk for AgentDesk {
     async fn audit_verify(&self) -> Result<AuditReport, Refused> {
         let audit = self.running()?.services.audit.clone();
         audit.verify().await.map_err(|message| Refused { message, exit_code: 75 })
+    }
+
+    fn rotate_task(&self, task: TaskId) -> Result<Ordered, Refused> {
+        self.order(task, Order::Rotate)
+    }
+
+    fn close_task(&self, task: TaskId) -> Result<Ordered, Refused> {
+        self.order(task, Order::Close)
+    }
+
+    async fn revoke_task(&self, task: TaskId, stay_closed: bool) -> Result<Revoked, Refused> {
+        let running = self.running()?;
+        if stay_closed {
+            self.order(task.clone(), Order::Close)?;
+        }
+        self.revoke(running, |_, owner| *owner == task, &format!("the task {task} has no session"))
+            .await
+    }
+
+    async fn revoke_session(&self, session: SessionId) -> Result<Revoked, Refused> {
+        let none = format!("there is no session {session}");
+        self.revoke(self.running()?, |id, _| *id == session, &none).await
+    }
+
+    async fn emergency(&self, stay_closed: bool) -> Result<EmergencyReport, Refused> {
+        let running = self.running()?;
+        let declared = emergency::declare(&running.services, &running.rotations).await;
+        if stay_closed {
+            running.tasks.order_all(Order::Close);
+        }
+        let (report, hold) = declared?;
+        drop(hold);
+        Ok(report)
+    }
+}
+
+impl AgentDesk {
+    fn order(&self, task: TaskId, order: Order) -> Result<Ordered, Refused> {
+        let running = self.running()?;
+        running
+            .tasks
+            .order(&task, order)
+            .map_err(|error| Refused { message: error.to_string(), exit_code: 1 })?;
+        Ok(Ordered { task })
+    }
+
+    async fn revoke(
+        &self,
+        running: &Running,
+        which: impl Fn(&SessionId, &TaskId) -> bool,
+        none: &str,
+    ) -> Result<Revoked, Refused> {
+        let registry = &running.services.registry;
+        let revoked = registry.revoke(which);
+        if revoked.is_empty() {
+            return Err(Refused { message: none.to_owned(), exit_code: 1 });
+        }
+        registry.left(&revoked).await;
+        Ok(Revoked { sessions: revoked.iter().map(ToString::to_string).collect() })
     }
 }

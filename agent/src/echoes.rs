@@ -114,6 +114,15 @@ impl Echoes {
             ..base.clone()
         };
         let (link, events) = link::spawn(config, links.clone());
+        Self::on(link, events, topics)
+    }
+
+    /// On a link that subscribes to [`Topics::outcomes`].
+    pub(crate) fn on(
+        link: Link,
+        events: mpsc::Receiver<LinkEvent>,
+        topics: &Topics,
+    ) -> (Self, EchoListener) {
         let (fences, asked) = mpsc::channel(FENCE_QUEUE_LEN);
         let known = Arc::<Mutex<Known>>::default();
         let (begun, has_begun) = watch::channel(false);

@@ -10,14 +10,17 @@ use crate::audit::Audit;
 use crate::clock::{BootId, Clock};
 use crate::conditions::Conditions;
 use crate::custody::{Custodian, CustodyError};
+use crate::engines::Engines;
 use crate::identity::attestation::Attester;
 use crate::onboard::Onboard;
 use crate::secrets::{OsEntropy, SessionSeed, scrubbed};
+use crate::session::registry::SessionRegistry;
 use crate::spool::{Order, Spool};
 use crate::status::StatusBoard;
 use crate::ttl::Lifetimes;
 use crate::uplink::Uplink;
-use crate::vault::{SessionRecord, Vault, VaultError};
+use crate::vault::{EndedFacts, SessionRecord, Vault, VaultError};
+use crate::warm::WarmPool;
 use moai_transport::ids::{SessionId, TaskId};
 
 /// Handles to the agent's owners of resources.
@@ -48,6 +51,14 @@ pub struct Services {
     pub audit: Audit,
     /// What parts of the agent suffer from.
     pub conditions: Conditions,
+    /// Most results that a session decrypts.
+    pub decryption_budget: u64,
+    /// Where sessions get their engine.
+    pub engines: Arc<dyn Engines>,
+    /// Keys made ahead.
+    pub warm: WarmPool,
+    /// Every session that has keys.
+    pub registry: SessionRegistry,
     /// What `status` shows.
     pub board: StatusBoard,
     /// Cancelled when the agent shuts down.
@@ -78,11 +89,7 @@ impl Services {
     /// One of the two sources failed; no session may be made then.
     pub async fn session_seed(&self) -> Result<SessionSeed, SeedError> {
         let custodian = Arc::clone(&self.custodian);
-        off_thread(move || {
-            let random = custodian.random()?;
-            Ok(SessionSeed::mix(OsEntropy::bytes()?, &random))
-        })
-        .await
+        off_thread(move || fresh_seed(&*custodian)).await
     }
 
     /// A fresh session id.
@@ -103,14 +110,49 @@ impl Services {
         off_thread(move || vault.write(&record)).await
     }
 
-    /// Erases a session's record.
+    /// Writes a session's record in place of that of keys made ahead; durable when it returns.
     ///
     /// # Errors
     /// The disk refuses.
-    pub async fn erase_record(&self, session: SessionId) -> Result<(), VaultError> {
+    pub async fn adopt_record(
+        &self,
+        warm: SessionId,
+        record: SessionRecord,
+    ) -> Result<(), VaultError> {
         let vault = Arc::clone(&self.vault);
-        off_thread(move || vault.erase(&session)).await
+        off_thread(move || vault.adopt(&warm, &record)).await
     }
+
+    /// Erases a session's seed and keeps why it ended; durable when it returns.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn end_record(
+        &self,
+        session: SessionId,
+        facts: EndedFacts,
+    ) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        off_thread(move || vault.end(&session, &facts)).await
+    }
+
+    /// Forgets an ended session.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn forget_record(&self, session: SessionId) -> Result<(), VaultError> {
+        let vault = Arc::clone(&self.vault);
+        off_thread(move || vault.forget(&session)).await
+    }
+}
+
+/// A fresh session seed of both sources of randomness; blocks for milliseconds of TPM time.
+///
+/// # Errors
+/// One of the two sources failed; no session may be made then.
+pub fn fresh_seed(custodian: &dyn Custodian) -> Result<SessionSeed, SeedError> {
+    let random = custodian.random()?;
+    Ok(SessionSeed::mix(OsEntropy::bytes()?, &random))
 }
 
 /// Runs blocking work beside the async threads; it leaves nothing on the stack of its thread, which

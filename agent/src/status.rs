@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moai_transport::ids::TaskId;
+use moai_transport::ids::{SessionId, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// How far the upload of a session's evaluation keys is.
@@ -30,23 +30,38 @@ pub struct TaskStatus {
     pub state: String,
     /// What it waits for, or why it ended.
     pub reason: Option<String>,
-    /// Its session.
+    /// The session that its jobs go to.
     pub session: Option<String>,
-    /// Seconds until the session ends.
-    pub expires_in_seconds: Option<u64>,
-    /// The upload of its evaluation keys, while there is one.
-    pub upload: Option<UploadStatus>,
+    /// The session that will be next, while it is being set up.
+    pub successor: Option<String>,
+    /// All its sessions that have keys, those that drain too.
+    pub sessions: BTreeMap<String, SessionStatus>,
     /// Onboard messages that wait for the task.
     pub queued: usize,
     /// Samples that were dropped since the agent started, because they came faster than they were
     /// taken.
     pub dropped_samples: u64,
-    /// Jobs that wait for an answer.
-    pub waiting: usize,
     /// Jobs answered since the agent started.
     pub answered: u64,
     /// Messages and jobs refused since the agent started.
     pub refused: u64,
+}
+
+/// One session, as `status` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// `generating`, `registering`, `active` or `draining`.
+    pub state: String,
+    /// Whether its keys were made before the task was opened.
+    pub warm: bool,
+    /// Seconds until it ends.
+    pub expires_in_seconds: u64,
+    /// Results it may still decrypt.
+    pub decryptions_left: u64,
+    /// The upload of its evaluation keys, while there is one.
+    pub upload: Option<UploadStatus>,
+    /// Jobs in the spool: they wait for an answer, or their answer for onboard software.
+    pub waiting: usize,
 }
 
 /// The agent, as `status` shows it.
@@ -74,6 +89,8 @@ pub struct AgentStatus {
     pub certificate: String,
     /// Models the server offers.
     pub models: Vec<String>,
+    /// Key sets that are ready for sessions to come, of how many.
+    pub warm: (usize, usize),
     /// Tasks by name.
     pub tasks: BTreeMap<String, TaskStatus>,
 }
@@ -87,6 +104,16 @@ impl StatusBoard {
     pub fn update(&self, task: &TaskId, change: impl FnOnce(&mut TaskStatus)) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(tasks.entry(task.clone()).or_default());
+    }
+
+    /// Changes the status of a task's session.
+    pub fn update_session(&self, task: &TaskId, session: &SessionId, status: SessionStatus) {
+        self.update(task, |task| drop(task.sessions.insert(session.to_string(), status)));
+    }
+
+    /// A task's session has no keys any more.
+    pub fn forget_session(&self, task: &TaskId, session: &SessionId) {
+        self.update(task, |task| drop(task.sessions.remove(&session.to_string())));
     }
 
     /// All tasks, now.

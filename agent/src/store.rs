@@ -95,6 +95,13 @@ fn is_damage(error: &DatabaseError) -> bool {
     }
 }
 
+/// A store that is gone with its last handle.
+#[cfg(test)]
+pub(crate) fn in_memory() -> Database {
+    let backend = redb::backends::InMemoryBackend::new();
+    Database::builder().create_with_backend(backend).expect("memory refuses nothing")
+}
+
 /// Runs `change` on a table in one durable transaction.
 ///
 /// # Errors

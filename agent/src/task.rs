@@ -1,17 +1,21 @@
 //! A task: a piece of work onboard software wants a model for.
 //!
 //! Invariants:
-//! - one actor owns a task; it has at most one session that takes inputs;
+//! - one actor owns a task; at most one of its sessions is active, and at most one is to succeed it;
+//! - a successor becomes active after the session before it has durably ceased to be;
+//! - jobs never wait for a successor: the session before it takes them until it is ready, and if
+//!   that ends first, the successor's spool takes them;
 //! - when a session of an open task ends, the next input finds a new one under way;
 //! - what comes before the model is known waits in the task's bounded queue, and a window that no
 //!   session takes yet waits with the task: nothing younger is looked at before it is handed over;
-//! - a window never spans a gap of dropped samples.
+//! - a window never spans a gap of dropped samples;
+//! - what a person orders is heard before the next input.
 
+mod announcer;
 mod asked;
-
 mod dropping;
-
 mod inputs;
+mod sessions;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -24,6 +28,7 @@ use moai_transport::link::Receipt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use self::announcer::Announcer;
 use self::asked::Asked;
 use self::dropping::Dropping;
 use crate::config::DeclaredTask;
@@ -31,24 +36,44 @@ use crate::onboard::{
     Code, Command, Next, OpenRequest, Receiver, Refusal, ReplyTo, Request, TaskState, Wanted,
 };
 use crate::services::Services;
-use crate::session::{self, EndReason, Input, SessionHandle, SessionReport};
-use crate::ttl::TtlClass;
+use crate::session::lifecycle::{DrainReason, EndReason};
+use crate::session::{Input, Purpose, SessionHandle, SessionReport};
 use crate::uplink::Catalogue;
-use crate::vault::SessionRecord;
+use crate::vault::Release;
 use crate::window::WindowBuffer;
 
 const REPORT_QUEUE_LEN: usize = 32;
-/// A session that cannot be set up is tried again after this pause.
+const ORDER_QUEUE_LEN: usize = 8;
+/// A session that cannot be set up is tried again after this pause, and a session that fails is
+/// not followed by the next within less.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a person asks of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Go on with new keys as soon as they are ready.
+    Rotate,
+    /// Finish what waits and end.
+    Close,
+}
 
 /// What an open task works with.
 struct Work {
-    card: Arc<ModelCard>,
-    ttl: TtlClass,
+    purpose: Purpose,
     channels: NonZeroUsize,
     window: WindowBuffer,
-    session: Option<SessionHandle>,
+    current: Option<SessionHandle>,
+    successor: Option<SessionHandle>,
+    /// The current session follows this one, which is not known to drain yet.
+    follows: Option<SessionId>,
+    /// The current session is to have a successor.
+    renews: bool,
+    /// When the current session was opened.
+    opened: Instant,
+    /// No session is opened before.
     retry_at: Option<Instant>,
+    /// Sessions are held by an emergency.
+    is_held: bool,
 }
 
 pub(crate) struct Task {
@@ -65,10 +90,27 @@ pub(crate) struct Task {
     receipt: Option<Receipt>,
     asked: Asked,
     dropping: Dropping,
+    announcer: Announcer,
     reports: mpsc::Sender<(SessionId, SessionReport)>,
     incoming: mpsc::Receiver<(SessionId, SessionReport)>,
-    /// Sessions that have not reported their end yet.
+    /// Sessions whose jobs have not all been told yet.
     live: usize,
+}
+
+/// A handle to give orders.
+pub(crate) type Orders = mpsc::Sender<Order>;
+
+/// What a task hears.
+pub(crate) struct Ears {
+    /// Onboard software.
+    pub(crate) queue: Receiver,
+    /// People.
+    pub(crate) orders: mpsc::Receiver<Order>,
+}
+
+/// A channel for a task's orders.
+pub(crate) fn orders() -> (Orders, mpsc::Receiver<Order>) {
+    mpsc::channel(ORDER_QUEUE_LEN)
 }
 
 impl Task {
@@ -76,6 +118,7 @@ impl Task {
         let (reports, incoming) = mpsc::channel(REPORT_QUEUE_LEN);
         Self {
             catalogue: services.uplink.catalogue(),
+            announcer: Announcer::start(services.onboard.clone(), id.clone()),
             services,
             id,
             declared,
@@ -91,45 +134,36 @@ impl Task {
         }
     }
 
-    /// Goes on with the sessions the vault has kept, newest last.
-    pub(crate) async fn resume(&mut self, records: Vec<SessionRecord>) {
-        for record in records {
-            let card = Arc::new(record.facts.card.clone());
-            let (ttl, id) = (record.facts.ttl, record.id.clone());
-            let reports = self.reports.clone();
-            let Some(mut work) = Work::new(card, ttl) else { continue };
-            match session::resume(Arc::clone(&self.services), record, reports).await {
-                Ok(handle) => {
-                    self.live += 1;
-                    self.replace_session(EndReason::Rotated).await;
-                    work.session = Some(handle);
-                    self.work = Some(work);
-                }
-                Err(error) => tracing::error!(session = %id, %error, "session cannot resume"),
-            }
-        }
-    }
-
-    pub(crate) async fn run(mut self, mut queue: Receiver) {
+    pub(crate) async fn run(mut self, ears: Ears) {
+        let Ears { mut queue, mut orders } = ears;
         let stop = self.services.stop.clone();
-        if let Some(declared) = &self.declared {
-            self.open_declared(OpenRequest { model: declared.model.clone(), ttl: declared.ttl })
-                .await;
+        let mut held = self.services.registry.held();
+        if let Some(DeclaredTask { model, ttl, scores, .. }) = &self.declared {
+            let request = OpenRequest { model: model.clone(), ttl: *ttl, scores: *scores };
+            self.open_declared(request).await;
         }
         loop {
+            self.make_room().await;
             let retry_at = self.work.as_ref().and_then(|work| work.retry_at);
+            let is_held = self.work.as_ref().is_some_and(|work| work.is_held);
             let notice_at = self.dropping.due(Instant::now());
-            let session = self.work.as_ref().and_then(|work| work.session.as_ref());
-            let session = session.filter(|session| !self.pending.is_empty() && !session.is_over());
-            let place = session.map(SessionHandle::place);
+            let current = self.work.as_ref().and_then(|work| work.current.as_ref());
+            let takes =
+                |it: &&SessionHandle| !self.pending.is_empty() && !it.is_over() && !it.is_full();
+            let place = current.filter(takes).map(SessionHandle::place);
             let wanted = if self.opening.is_some() { Wanted::Controls } else { Wanted::Any };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
+                Some(order) = orders.recv() => self.order(order).await,
                 Some((session, report)) = self.incoming.recv() => self.report(session, report).await,
-                () = at(retry_at), if retry_at.is_some() => self.open_session().await,
+                () = async { drop(held.wait_for(|held| !held).await) }, if is_held => {
+                    self.go_on().await;
+                }
+                () = at(retry_at), if retry_at.is_some() => self.go_on().await,
                 Ok(()) = self.catalogue.changed(), if self.opening.is_some() => self.try_open().await,
-                place = or_never(place) => self.hand_over(place),
                 () = at(notice_at), if notice_at.is_some() => self.tell_dropped().await,
+                place = or_never(place) => self.hand_over(place).await,
                 next = queue.next(wanted), if self.pending.is_empty() => match next {
                     None => break,
                     Some(Next::Gap(values)) => self.gap(values).await,
@@ -139,67 +173,82 @@ impl Task {
             self.services.board.update(&self.id, |status| status.queued = queue.len());
         }
         // Sessions suspend themselves; the task is over when the last one has gone.
-        drop(self.reports);
+        drop((self.reports, self.work));
         while self.incoming.recv().await.is_some() {}
+        self.announcer.close().await;
     }
 
     async fn request(&mut self, request: Request) {
         let Request { command, reply, receipt, arrived } = request;
         match command {
-            Err(refusal) => self.refuse(&refusal, reply.as_ref()).await,
+            Err(refusal) => self.refuse(refusal, reply).await,
             Ok(Command::Input(samples)) => {
                 return self.input(&samples, reply, receipt, arrived).await;
             }
             Ok(Command::Open(request)) => self.open(request, reply).await,
             Ok(Command::Rotate) if self.work.is_some() => {
                 self.asked.when_active(reply);
-                self.replace_session(EndReason::Rotated).await;
-                self.open_session().await;
+                self.rotate().await;
             }
             Ok(Command::Close) if self.declared.as_ref().is_some_and(|task| !task.closable) => {
                 let message = "the task is the configuration's; to have it closed, say `closable = \
                                true` there";
-                self.refuse(&Refusal::new(Code::NotClosable, message), reply.as_ref()).await;
+                self.refuse(Refusal::new(Code::NotClosable, message), reply).await;
             }
             Ok(Command::Close) if self.work.is_some() || self.opening.is_some() => {
                 self.close(reply).await;
             }
-            Ok(Command::Rotate | Command::Close) => self.refuse_not_open(reply.as_ref()).await,
+            Ok(Command::Rotate | Command::Close) => self.refuse(self.not_open(), reply).await,
         }
         if let Some(receipt) = receipt {
             receipt.confirm();
         }
     }
 
+    async fn order(&mut self, order: Order) {
+        match order {
+            Order::Rotate => self.rotate().await,
+            Order::Close => self.close(None).await,
+        }
+    }
+
+    async fn rotate(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.renews = true;
+        }
+        self.provide().await;
+    }
+
     async fn close(&mut self, reply: Option<ReplyTo>) {
         self.asked.when_ended(reply);
         self.opening = None;
-        self.replace_session(EndReason::Closed).await;
-        self.work = None;
+        self.retire_all(DrainReason::Closed).await;
+        self.refuse_pending().await;
         if self.live == 0 {
             self.show("ended", None, Some(EndReason::Closed.text())).await;
         }
     }
 
     async fn open(&mut self, request: OpenRequest, reply: Option<ReplyTo>) {
-        let declared = self.declared.as_ref();
-        if let Some(declared) =
-            declared.filter(|it| it.model != request.model || it.ttl != request.ttl)
-        {
+        let declared = self.declared.as_ref().filter(|it| {
+            (&it.model, it.ttl, it.scores) != (&request.model, request.ttl, request.scores)
+        });
+        if let Some(declared) = declared {
             let message = format!(
                 "the configuration opens this task with model {} and another request changes nothing",
                 declared.model
             );
-            return self.refuse(&Refusal::new(Code::Declared, message), reply.as_ref()).await;
+            return self.refuse(Refusal::new(Code::Declared, message), reply).await;
         }
         if let Some(work) = &self.work {
-            if work.card.id() == request.model.as_str() && work.ttl == request.ttl {
+            if work.is_for(&request) {
                 // Onboard software that restarted opens again: it is the same task.
                 self.asked.when_active(reply);
                 return self.show_current().await;
             }
-            let message = format!("the task is open with model {}; close it first", work.card.id());
-            return self.refuse(&Refusal::new(Code::AlreadyOpen, message), reply.as_ref()).await;
+            let model = work.purpose.card.id();
+            let message = format!("the task is open with model {model}; close it first");
+            return self.refuse(Refusal::new(Code::AlreadyOpen, message), reply).await;
         }
         self.asked.when_active(reply);
         self.opening = Some(request);
@@ -208,13 +257,10 @@ impl Task {
 
     /// What the configuration says stands above what an earlier configuration said.
     async fn open_declared(&mut self, request: OpenRequest) {
-        if let Some(work) = &self.work {
-            if work.card.id() == request.model.as_str() && work.ttl == request.ttl {
-                return;
-            }
-            self.replace_session(EndReason::Rotated).await;
-            self.work = None;
+        if self.work.as_ref().is_some_and(|work| work.is_for(&request)) {
+            return;
         }
+        self.retire_all(DrainReason::Rotated).await;
         self.opening = Some(request);
         self.try_open().await;
     }
@@ -227,7 +273,7 @@ impl Task {
             return self.show("opening", None, Some(why)).await;
         };
         let found = match known.get(&request.model) {
-            Some(card) => self.work_with(card, request.ttl),
+            Some(card) => self.work_with(card, &request),
             None => Err(unknown_model(&known, &request.model)),
         };
         let refusal = match found {
@@ -235,28 +281,33 @@ impl Task {
                 self.opening = None;
                 self.work = Some(work);
                 self.suffers_from(None);
-                return self.open_session().await;
+                return self.provide().await;
             }
             Err(refusal) => refusal,
         };
         let why = refusal.message.clone();
         if self.declared.is_some() {
             // Another catalogue may have it.
-            self.refuse(&refusal, None).await;
+            self.refuse(refusal, None).await;
             self.suffers_from(Some(why.clone()));
             self.show("opening", None, Some(why)).await;
         } else {
             self.opening = None;
             let replies = self.asked.answered_by("ended");
-            self.refuse(&refusal, &replies).await;
+            self.refuse(refusal, replies).await;
             self.show("ended", None, Some(why)).await;
         }
     }
 
-    fn work_with(&self, card: &Arc<ModelCard>, ttl: TtlClass) -> Result<Work, Refusal> {
+    fn work_with(&self, card: &Arc<ModelCard>, request: &OpenRequest) -> Result<Work, Refusal> {
         let names = &card.window().channels;
         let given = self.declared.as_ref().and_then(DeclaredTask::channels);
-        let work = Work::new(Arc::clone(card), ttl);
+        let work = Work::new(Purpose {
+            task: self.id.clone(),
+            card: Arc::clone(card),
+            ttl: request.ttl,
+            release: release(request),
+        });
         work.filter(|work| given.is_none_or(|given| given == work.channels.get())).ok_or_else(|| {
             let message = format!(
                 "model {} takes {} channels ({}), the task's topics give {}; correct [[tasks]] {}",
@@ -270,87 +321,6 @@ impl Task {
         })
     }
 
-    async fn open_session(&mut self) {
-        let Some(work) = &mut self.work else { return };
-        work.retry_at = None;
-        let opened = session::open(
-            Arc::clone(&self.services),
-            self.id.clone(),
-            Arc::clone(&work.card),
-            work.ttl,
-            self.reports.clone(),
-        )
-        .await;
-        match opened {
-            Ok(handle) => {
-                self.live += 1;
-                work.session = Some(handle);
-            }
-            Err(error) => {
-                work.retry_at = Some(Instant::now() + RETRY_PAUSE);
-                tracing::error!(task = %self.id, %error, "no session can be opened yet");
-                self.suffers_from(Some(error.to_string()));
-                self.show("opening", None, Some(error.to_string())).await;
-            }
-        }
-    }
-
-    async fn replace_session(&mut self, reason: EndReason) {
-        let session = self.work.as_mut().and_then(|work| work.session.take());
-        if let Some(session) = session {
-            session.drain(reason).await;
-        }
-    }
-
-    async fn report(&mut self, session: SessionId, report: SessionReport) {
-        let current = self.work.as_ref().and_then(|work| work.session.as_ref());
-        let is_current = current.is_some_and(|current| current.id == session);
-        match report {
-            SessionReport::Opening(reason) if is_current => {
-                self.suffers_from(reason.clone());
-                self.show("opening", Some(session), reason).await;
-            }
-            SessionReport::Active if is_current => {
-                self.suffers_from(None);
-                self.show("active", Some(session), None).await;
-            }
-            SessionReport::Draining if self.work.is_none() => {
-                self.show("draining", Some(session), None).await;
-            }
-            SessionReport::Opening(_) | SessionReport::Active | SessionReport::Draining => {}
-            SessionReport::Ended(reason) => {
-                self.live = self.live.saturating_sub(1);
-                self.ended(is_current, reason).await;
-            }
-        }
-    }
-
-    async fn ended(&mut self, was_current: bool, reason: EndReason) {
-        match &mut self.work {
-            None if self.live == 0 && self.opening.is_none() => {
-                self.suffers_from(None);
-                self.show("ended", None, Some(reason.text())).await;
-            }
-            Some(work) if was_current => {
-                work.session = None;
-                if let EndReason::Failed(why) = reason {
-                    work.retry_at = Some(Instant::now() + RETRY_PAUSE);
-                    let refusal = Refusal::new(Code::SessionFailed, why.clone());
-                    self.refuse(&refusal, None).await;
-                    self.suffers_from(Some(why.clone()));
-                    self.show("opening", None, Some(why)).await;
-                } else {
-                    self.open_session().await;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    async fn refuse_not_open(&self, reply: Option<&ReplyTo>) {
-        self.refuse(&self.not_open(), reply).await;
-    }
-
     fn not_open(&self) -> Refusal {
         let message = format!(
             "the task is not open; publish {{\"model\": \"…\"}} to task/{}/open first",
@@ -359,9 +329,9 @@ impl Task {
         Refusal::new(Code::NotOpen, message)
     }
 
-    async fn refuse(&self, refusal: &Refusal, replies: impl IntoIterator<Item = &ReplyTo>) {
+    async fn refuse(&self, refusal: Refusal, replies: impl IntoIterator<Item = ReplyTo>) {
         self.services.board.update(&self.id, |status| status.refused += refusal.count.unwrap_or(1));
-        self.services.onboard.refuse(&self.id, refusal, replies).await;
+        self.announcer.refuse(refusal, replies.into_iter().collect()).await;
     }
 
     /// What keeps the task from its work, for the agent's health.
@@ -376,7 +346,7 @@ impl Task {
             "active" => "active",
             _ => "opening",
         };
-        let session = self.work.as_ref().and_then(|work| work.session.as_ref());
+        let session = self.work.as_ref().and_then(|work| work.current.as_ref());
         self.show(state, session.map(|session| session.id.clone()), status.reason).await;
     }
 
@@ -387,9 +357,10 @@ impl Task {
         reason: Option<String>,
     ) {
         let opening = self.opening.as_ref().map(|request| request.model.to_string());
-        let model = self.work.as_ref().map(|work| work.card.id().to_owned()).or(opening);
+        let model = self.work.as_ref().map(|work| work.purpose.card.id().to_owned()).or(opening);
         let model = model.unwrap_or_default();
         let session = session.map(|session| session.to_string());
+        self.show_sessions();
         self.services.board.update(&self.id, |status| {
             if !model.is_empty() {
                 status.model.clone_from(&model);
@@ -399,18 +370,37 @@ impl Task {
             status.reason.clone_from(&reason);
         });
         let replies = self.asked.answered_by(state);
-        let state = TaskState { state, model, session, reason };
-        self.services.onboard.state(&self.id, &state, &replies).await;
+        self.announcer.state(TaskState { state, model, session, reason }, replies).await;
     }
 }
 
 impl Work {
     /// `None` if the model's window has no channels, which its card does not allow.
-    fn new(card: Arc<ModelCard>, ttl: TtlClass) -> Option<Self> {
-        let window = WindowBuffer::new(&card);
-        let channels = NonZeroUsize::new(window.channels())?;
-        Some(Self { card, ttl, channels, window, session: None, retry_at: None })
+    fn new(purpose: Purpose) -> Option<Self> {
+        let window = WindowBuffer::new(&purpose.card);
+        Some(Self {
+            channels: NonZeroUsize::new(window.channels())?,
+            purpose,
+            window,
+            current: None,
+            successor: None,
+            follows: None,
+            renews: false,
+            opened: Instant::now(),
+            retry_at: None,
+            is_held: false,
+        })
     }
+
+    /// Whether an open asks for what is open.
+    fn is_for(&self, request: &OpenRequest) -> bool {
+        self.purpose.card.id() == request.model.as_str()
+            && (self.purpose.ttl, self.purpose.release) == (request.ttl, release(request))
+    }
+}
+
+fn release(request: &OpenRequest) -> Release {
+    if request.scores { Release::Scores } else { Release::Label }
 }
 
 fn unknown_model(known: &Catalogue, model: &ModelId) -> Refusal {

@@ -4,8 +4,9 @@
 //! - one actor a task, bounded in number and in queue;
 //! - no task holds up another: only a declared task's own connection waits for it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use moai_transport::ids::{SessionId, TaskId};
 use moai_transport::link::{LinkConfig, LinkEvent, Message};
@@ -18,16 +19,87 @@ use crate::config::{DeclaredTask, WhenFull};
 use crate::feed::Feed;
 use crate::onboard::{Code, Refusal, Request, Sender, Verb, queue};
 use crate::services::Services;
+use crate::session::lifecycle::EndReason;
 use crate::spool::Orphan;
-use crate::task::Task;
+use crate::task::{Ears, Order, Orders, Task, orders};
 use crate::uplink::LinkState;
-use crate::vault::{SessionRecord, VaultError};
+use crate::vault::{EndedFacts, SessionFacts, SessionRecord, VaultError};
+
+/// What the vault has kept of a task.
+#[derive(Default)]
+struct Kept {
+    live: Vec<SessionRecord>,
+    ended: Vec<(SessionId, EndedFacts)>,
+}
 
 const MAX_TASKS: usize = 64;
+
+/// Where orders to tasks are given. Short critical sections, never across an await.
+#[derive(Clone, Default)]
+pub struct TaskDirectory(Arc<Mutex<BTreeMap<TaskId, Orders>>>);
+
+/// Why a task does not follow an order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// There is none of that name.
+    #[error("there is no task {task}; there are: {}", names(known))]
+    Unknown {
+        /// The name.
+        task: TaskId,
+        /// Tasks there are.
+        known: Vec<TaskId>,
+    },
+    /// It has more to do than it can.
+    #[error("the task {task} is busy with earlier orders; try again")]
+    Busy {
+        /// The task.
+        task: TaskId,
+    },
+}
+
+fn names(known: &[TaskId]) -> String {
+    if known.is_empty() {
+        return "none".to_owned();
+    }
+    known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl TaskDirectory {
+    /// Gives an order to a task.
+    ///
+    /// # Errors
+    /// There is no such task, or it has not followed its earlier orders yet.
+    pub fn order(&self, task: &TaskId, order: Order) -> Result<(), OrderError> {
+        let tasks = self.tasks();
+        let Some(orders) = tasks.get(task) else {
+            let known = tasks.keys().cloned().collect();
+            return Err(OrderError::Unknown { task: task.clone(), known });
+        };
+        orders.try_send(order).map_err(|_| OrderError::Busy { task: task.clone() })
+    }
+
+    /// Gives an order to every task.
+    pub fn order_all(&self, order: Order) {
+        for (task, orders) in &*self.tasks() {
+            if orders.try_send(order).is_err() {
+                tracing::warn!(%task, ?order, "the task is busy with earlier orders");
+            }
+        }
+    }
+
+    fn enter(&self, task: TaskId, orders: Orders) {
+        self.tasks().insert(task, orders);
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<TaskId, Orders>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Routes onboard messages to the actors of their tasks.
 pub struct Tasks {
     services: Arc<Services>,
+    directory: TaskDirectory,
     queues: HashMap<TaskId, Sender>,
     /// Tasks of the configuration, whose inputs come on connections of their own.
     declared: BTreeMap<TaskId, DeclaredTask>,
@@ -45,7 +117,14 @@ impl Tasks {
     ) -> Self {
         let declared = declared.iter().map(|task| (task.id.clone(), task.clone())).collect();
         let actors = TaskTracker::new();
-        Self { services, queues: HashMap::new(), declared, actors, link_state }
+        let directory = TaskDirectory::default();
+        Self { services, directory, queues: HashMap::new(), declared, actors, link_state }
+    }
+
+    /// Where orders to tasks are given.
+    #[must_use]
+    pub fn directory(&self) -> TaskDirectory {
+        self.directory.clone()
     }
 
     /// Opens the tasks of the configuration that are not resumed, and lets their inputs in, on
@@ -64,16 +143,16 @@ impl Tasks {
         Task::new(Arc::clone(&self.services), id.clone(), self.declared.get(id).cloned())
     }
 
-    /// Goes on with the sessions of an earlier run. Jobs that belong to none of them end with an error
-    /// each.
+    /// Goes on with the sessions of an earlier run, those that had ended and left jobs untold too.
+    /// Jobs that belong to none of them end with an error each.
     ///
     /// # Errors
     /// The vault or the spool cannot be read.
     pub async fn resume(&mut self) -> anyhow::Result<()> {
         let vault = Arc::clone(&self.services.vault);
         let loaded = crate::services::off_thread(move || vault.load()).await?;
-        let mut by_task: BTreeMap<TaskId, Vec<SessionRecord>> = BTreeMap::new();
-        let mut expired = HashSet::new();
+        let mut by_task: BTreeMap<TaskId, Kept> = BTreeMap::new();
+        let mut kept: Vec<SessionId> = Vec::new();
         for record in loaded {
             match record {
                 Err(error) => {
@@ -82,42 +161,59 @@ impl Tasks {
                         self.services.audit.record(AuditEvent::RecordUnreadable { session });
                     }
                 }
-                Ok(record) if self.is_over(&record) => {
+                Ok(mut record) => {
+                    self.date(&mut record.facts);
+                    if record.facts.expires > self.services.clock.boot() {
+                        kept.push(record.id.clone());
+                        by_task.entry(record.facts.task.clone()).or_default().live.push(record);
+                        continue;
+                    }
                     tracing::info!(session = %record.id, "session of an earlier boot or past its time ends");
-                    self.services.erase_record(record.id.clone()).await?;
-                    expired.insert(record.id);
+                    let facts = EndedFacts { task: record.facts.task, reason: EndReason::Expired };
+                    self.services.end_record(record.id, facts).await?;
                 }
-                Ok(record) => by_task.entry(record.facts.task.clone()).or_default().push(record),
             }
         }
-        let kept: Vec<SessionId> =
-            by_task.values().flatten().map(|record| record.id.clone()).collect();
+        let vault = Arc::clone(&self.services.vault);
+        for (id, facts) in crate::services::off_thread(move || vault.load_ended()).await? {
+            kept.push(id.clone());
+            by_task.entry(facts.task.clone()).or_default().ended.push((id, facts));
+        }
         let orphans = self.services.spool.orphans(&kept).await?;
         if !orphans.is_empty() {
-            tracing::warn!(
-                jobs = orphans.len(),
-                "jobs whose session is over end without an answer"
-            );
-            self.actors.spawn(tell(Arc::clone(&self.services), orphans, expired));
+            tracing::warn!(jobs = orphans.len(), "jobs without a session end without an answer");
+            self.actors.spawn(tell(Arc::clone(&self.services), orphans));
         }
-        for (id, mut records) in by_task {
-            records.sort_by(|a, b| a.id.cmp(&b.id));
+        for (id, Kept { mut live, ended }) in by_task {
+            live.sort_by(|a, b| a.id.cmp(&b.id));
             let mut task = self.task(&id);
-            task.resume(records).await;
+            task.bid(ended).await;
+            task.resume(live).await;
             self.start(id, task);
         }
         Ok(())
     }
 
-    fn is_over(&self, record: &SessionRecord) -> bool {
-        record.facts.boot != self.services.boot
-            || record.facts.expires <= self.services.clock.boot()
+    /// Says in this boot's time when a session of an earlier boot ends: only a wall clock that was
+    /// right before and is now can tell; else it ends now.
+    fn date(&self, facts: &mut SessionFacts) {
+        if facts.boot == self.services.boot {
+            return;
+        }
+        let clock = &self.services.clock;
+        let left = facts.expires_unix.filter(|_| clock.is_trusted());
+        let left = left.map_or(Duration::ZERO, |at| at.saturating_sub(clock.unix()));
+        let left = left.min(self.services.lifetimes.of(facts.ttl));
+        facts.boot = self.services.boot.clone();
+        facts.expires = clock.boot().after(left);
     }
 
     fn start(&mut self, id: TaskId, task: Task) -> Sender {
         let when_full = self.declared.get(&id).map_or(WhenFull::default(), |task| task.when_full);
         let (sender, receiver) = queue(when_full);
-        self.actors.spawn(task.run(receiver));
+        let (orders, heard) = orders();
+        self.actors.spawn(task.run(Ears { queue: receiver, orders: heard }));
+        self.directory.enter(id.clone(), orders);
         self.queues.insert(id, sender.clone());
         sender
     }
@@ -197,16 +293,12 @@ impl Tasks {
 
 /// Tells the tasks of jobs whose session is over. A job leaves the spool when its task was told; what
 /// is left when the agent stops is told by the next run.
-async fn tell(services: Arc<Services>, orphans: Vec<Orphan>, expired: HashSet<SessionId>) {
+async fn tell(services: Arc<Services>, orphans: Vec<Orphan>) {
     for Orphan { session, number, task } in orphans {
-        let (code, why) = if expired.contains(&session) {
-            (Code::Expired, "its session's time was over before the agent could go on with it")
-        } else {
-            (Code::SessionEnded, "the agent has its session no more")
-        };
-        let message = format!("the job was not answered: {why}");
+        let message = "the job was not answered: the agent has its session no more";
         let (job, session_text) = (Some(number.0), Some(session.to_string()));
-        let refusal = Refusal { job, session: session_text, ..Refusal::new(code, message) };
+        let refusal =
+            Refusal { job, session: session_text, ..Refusal::new(Code::SessionEnded, message) };
         if !services.onboard.refuse(&task, &refusal, None).await {
             return;
         }

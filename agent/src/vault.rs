@@ -6,16 +6,19 @@
 //! - the next epoch begins in one transaction: marker and all records, or nothing;
 //! - a root secret of another epoch than the marker's opens nothing and erases nothing;
 //! - a record is on disk before the session it describes acts;
+//! - a session that ended leaves its jobs' epitaph, without a seed, until each of them has its error;
+//! - a seed made ahead becomes one session's and ceases to be ahead in one transaction;
 //! - a record that cannot be opened in its own epoch is reported and erased, never guessed at.
 
 mod cipher;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use moai_fhe::ModelCard;
 use moai_tpm::{Advice, Epoch};
-use moai_transport::ids::{SessionId, TaskId};
+use moai_transport::ids::{ContextId, Digest, SessionId, TaskId};
 use moai_transport::message::Manifest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
@@ -24,15 +27,23 @@ use zeroize::Zeroizing;
 use self::cipher::EpochCipher;
 use crate::clock::{BootId, BootInstant};
 use crate::secrets::{SessionSeed, VaultKey};
+use crate::session::lifecycle::{EndReason, Lifecycle};
 use crate::spool::Era;
 use crate::store::{self, StoreError};
 use crate::ttl::TtlClass;
 
-const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions");
+const SESSIONS: Sealed = TableDefinition::new("sessions");
 const MARKER: TableDefinition<'_, (), u32> = TableDefinition::new("epoch");
 const AUDIT: TableDefinition<'_, (), &[u8]> = TableDefinition::new("audit");
 /// What the audit log's seal is sealed for.
 const AUDIT_PURPOSE: &[u8] = b"moai/v1/audit";
+const ENDED: Sealed = TableDefinition::new("ended");
+const WARM: Sealed = TableDefinition::new("warm");
+/// What records of ended sessions are sealed for.
+const ENDED_PURPOSE: &[u8] = b"moai/v1/ended";
+/// What seeds made ahead are sealed for.
+const WARM_PURPOSE: &[u8] = b"moai/v1/warm";
+const SEED_LEN: usize = 32;
 
 /// A session as the vault keeps it. A clone shares the seed, it does not copy it.
 #[derive(Clone)]
@@ -55,8 +66,17 @@ pub struct SessionFacts {
     pub card: ModelCard,
     /// Its lifetime class.
     pub ttl: TtlClass,
+    /// Where it is in its life.
+    pub state: Lifecycle,
+    /// What of its results may leave the agent.
+    pub release: Release,
+    /// Whether its keys were made before the task was opened.
+    pub warm: bool,
     /// When it ends.
     pub expires: BootInstant,
+    /// The same as Unix time, if the wall clock was known good when the session began: what counts
+    /// after a reboot.
+    pub expires_unix: Option<Duration>,
     /// The boot `expires` belongs to.
     pub boot: BootId,
     /// What its evaluation keys look like; absent until they were generated once.
@@ -66,6 +86,50 @@ pub struct SessionFacts {
     pub run: u32,
     /// The spool's era when it began; in another one it takes no more jobs.
     pub era: Era,
+}
+
+/// What of a decrypted result onboard software gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Release {
+    /// The label.
+    #[default]
+    Label,
+    /// The label, and the scores it follows from: integers, as the model declares them.
+    Scores,
+}
+
+/// A session that is over and has jobs whose error is not told yet, or may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndedFacts {
+    /// The task it served.
+    pub task: TaskId,
+    /// Why it ended.
+    pub reason: EndReason,
+}
+
+/// A seed whose evaluation keys were made before any session needs them. A clone shares the seed.
+#[derive(Clone)]
+pub struct WarmRecord {
+    /// The name of its keys' file; no session's id.
+    pub id: SessionId,
+    /// What all its keys come from.
+    pub seed: Arc<SessionSeed>,
+    /// What may be known of it.
+    pub facts: WarmFacts,
+}
+
+/// The part of a warm record that is not secret in itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmFacts {
+    /// What the keys were made for.
+    pub context: ContextId,
+    /// Length of the keys' file in bytes.
+    pub key_len: u64,
+    /// Digest of the keys' file.
+    pub key_digest: Digest,
 }
 
 /// Why the vault failed.
@@ -145,6 +209,12 @@ impl LockedVault {
             .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
         tracing::error!(%damage, %aside, "the vault was damaged; all sessions begin anew");
         Ok((Self::open(path)?, Some(aside)))
+    }
+
+    /// A vault that is gone with its last handle.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        Self { database: store::in_memory() }
     }
 
     /// The epoch of all records; `None` if the vault was never unlocked.
@@ -229,28 +299,138 @@ impl Vault {
     pub fn write(&self, record: &SessionRecord) -> Result<(), VaultError> {
         let cipher = self.cipher();
         let sealed = cipher.seal(record)?;
+        self.replace(&cipher, None, Some((SESSIONS, &record.id, &sealed)))
+    }
+
+    /// Erases a session's record and its seed, and keeps in their place why it ended; durable when
+    /// it returns.
+    ///
+    /// # Errors
+    /// The disk refuses or there is no randomness.
+    pub fn end(&self, id: &SessionId, facts: &EndedFacts) -> Result<(), VaultError> {
+        let cipher = self.cipher();
+        let sealed = cipher.seal_bytes(&purpose(ENDED_PURPOSE, id), &encoded(facts)?)?;
+        self.replace(&cipher, Some((SESSIONS, id)), Some((ENDED, id, &sealed)))
+    }
+
+    /// Forgets an ended session.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn forget(&self, id: &SessionId) -> Result<(), VaultError> {
+        self.replace(&self.cipher(), Some((ENDED, id)), None)
+    }
+
+    /// Every ended session that is not forgotten; records that do not open are erased.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn load_ended(&self) -> Result<Vec<(SessionId, EndedFacts)>, VaultError> {
+        self.load_sealed(ENDED, ENDED_PURPOSE, |id, plain| {
+            Some((id, ciborium::from_reader(plain).ok()?))
+        })
+    }
+
+    /// Keeps a seed made ahead; durable when it returns.
+    ///
+    /// # Errors
+    /// The disk refuses or there is no randomness.
+    pub fn write_warm(&self, record: &WarmRecord) -> Result<(), VaultError> {
+        let cipher = self.cipher();
+        let facts = encoded(&record.facts)?;
+        let mut plain = Zeroizing::new(Vec::with_capacity(SEED_LEN + facts.len()));
+        plain.extend_from_slice(record.seed.expose());
+        plain.extend_from_slice(&facts);
+        let sealed = cipher.seal_bytes(&purpose(WARM_PURPOSE, &record.id), &plain)?;
+        self.replace(&cipher, None, Some((WARM, &record.id, &sealed)))
+    }
+
+    /// Every seed made ahead; records that do not open are erased.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn load_warm(&self) -> Result<Vec<WarmRecord>, VaultError> {
+        self.load_sealed(WARM, WARM_PURPOSE, |id, plain| {
+            let (seed, facts) = plain.split_first_chunk::<SEED_LEN>()?;
+            let seed = Arc::new(SessionSeed::from_bytes(*seed));
+            Some(WarmRecord { id, seed, facts: ciborium::from_reader(facts).ok()? })
+        })
+    }
+
+    /// Makes a seed made ahead that of a session: its warm record goes as the session's comes, in
+    /// one durable transaction.
+    ///
+    /// # Errors
+    /// The disk refuses or there is no randomness.
+    pub fn adopt(&self, warm: &SessionId, record: &SessionRecord) -> Result<(), VaultError> {
+        let cipher = self.cipher();
+        let sealed = cipher.seal(record)?;
+        self.replace(&cipher, Some((WARM, warm)), Some((SESSIONS, &record.id, &sealed)))
+    }
+
+    /// Erases a seed made ahead.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn erase_warm(&self, id: &SessionId) -> Result<(), VaultError> {
+        self.replace(&self.cipher(), Some((WARM, id)), None)
+    }
+
+    /// Removes one record and inserts another, in one durable transaction.
+    fn replace(
+        &self,
+        cipher: &EpochCipher,
+        remove: Option<(Sealed, &SessionId)>,
+        insert: Option<(Sealed, &SessionId, &[u8])>,
+    ) -> Result<(), VaultError> {
         let transaction = self.database.begin_write().map_err(StoreError::from)?;
         check_marker(&transaction, cipher.epoch)?;
-        {
-            let mut table = transaction.open_table(SESSIONS).map_err(StoreError::from)?;
-            table
-                .insert(record.id.as_bytes().as_slice(), sealed.as_slice())
-                .map_err(StoreError::from)?;
+        if let Some((table, id)) = remove {
+            let mut table = transaction.open_table(table).map_err(StoreError::from)?;
+            table.remove(id.as_bytes().as_slice()).map_err(StoreError::from)?;
+        }
+        if let Some((table, id, sealed)) = insert {
+            let mut table = transaction.open_table(table).map_err(StoreError::from)?;
+            table.insert(id.as_bytes().as_slice(), sealed).map_err(StoreError::from)?;
         }
         transaction.commit().map_err(StoreError::from)?;
         Ok(())
     }
 
-    /// Erases a session's record.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub fn erase(&self, id: &SessionId) -> Result<(), VaultError> {
-        store::write(&self.database, SESSIONS, |table| {
-            table.remove(id.as_bytes().as_slice())?;
-            Ok(())
-        })?;
-        Ok(())
+    fn load_sealed<T>(
+        &self,
+        table: Sealed,
+        sealed_for: &[u8],
+        read: impl Fn(SessionId, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, VaultError> {
+        let cipher = self.cipher();
+        let mut records = Vec::new();
+        let mut unreadable: Vec<Vec<u8>> = Vec::new();
+        {
+            let snapshot = self.database.begin_read().map_err(StoreError::from)?;
+            let Ok(rows) = snapshot.open_table(table) else { return Ok(records) };
+            for row in rows.iter().map_err(StoreError::from)? {
+                let (key, value) = row.map_err(StoreError::from)?;
+                let record = session_id(key.value()).and_then(|id| {
+                    let plain = cipher.open_bytes(&purpose(sealed_for, &id), value.value())?;
+                    read(id, &plain)
+                });
+                match record {
+                    Some(record) => records.push(record),
+                    None => unreadable.push(key.value().to_vec()),
+                }
+            }
+        }
+        if !unreadable.is_empty() {
+            tracing::error!(count = unreadable.len(), "records that do not open are erased");
+            store::write(&self.database, table, |table| {
+                for key in &unreadable {
+                    table.remove(key.as_slice())?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(records)
     }
 
     /// Every record; those that do not open are erased and returned as errors.
@@ -352,6 +532,9 @@ impl Vault {
                 let sealed = next.seal_bytes(AUDIT_PURPOSE, &plain)?;
                 audit.insert((), sealed.as_slice()).map_err(StoreError::from)?;
             }
+            for (table, sealed_for) in [(ENDED, ENDED_PURPOSE), (WARM, WARM_PURPOSE)] {
+                rewrap_sealed(&transaction, table, sealed_for, &cipher, &next)?;
+            }
             let mut marker = transaction.open_table(MARKER).map_err(StoreError::from)?;
             marker.insert((), epoch.0).map_err(StoreError::from)?;
             rewrapped.len()
@@ -364,6 +547,47 @@ impl Vault {
     fn cipher(&self) -> MutexGuard<'_, EpochCipher> {
         self.cipher.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+type Sealed = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// What a record is sealed for: its kind and its place.
+fn purpose(kind: &[u8], id: &SessionId) -> Vec<u8> {
+    [kind, id.as_bytes()].concat()
+}
+
+fn session_id(key: &[u8]) -> Option<SessionId> {
+    SessionId::from_bytes(key.try_into().ok()?)
+}
+
+fn encoded(facts: &impl Serialize) -> Result<Vec<u8>, VaultError> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(facts, &mut bytes)
+        .map_err(|error| VaultError::Encode(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn rewrap_sealed(
+    transaction: &WriteTransaction,
+    table: Sealed,
+    sealed_for: &[u8],
+    old: &EpochCipher,
+    new: &EpochCipher,
+) -> Result<(), VaultError> {
+    let mut records = transaction.open_table(table).map_err(StoreError::from)?;
+    let mut rewrapped = Vec::new();
+    for row in records.iter().map_err(StoreError::from)? {
+        let (key, value) = row.map_err(StoreError::from)?;
+        let Some(id) = session_id(key.value()) else { continue };
+        let purpose = purpose(sealed_for, &id);
+        if let Some(plain) = old.open_bytes(&purpose, value.value()) {
+            rewrapped.push((id, new.seal_bytes(&purpose, &plain)?));
+        }
+    }
+    for (id, sealed) in &rewrapped {
+        records.insert(id.as_bytes().as_slice(), sealed.as_slice()).map_err(StoreError::from)?;
+    }
+    Ok(())
 }
 
 fn read_marker(database: &Database) -> Result<Option<Epoch>, VaultError> {
@@ -408,7 +632,11 @@ pub(crate) mod tests {
             task: "arm".parse().unwrap(),
             card: card(),
             ttl: TtlClass::Sensitive,
+            state: Lifecycle::begin(),
+            release: Release::Label,
+            warm: false,
             expires: BootInstant(5000),
+            expires_unix: None,
             boot: BootId::of("boot"),
             manifest: None,
             run: 1,
@@ -445,8 +673,53 @@ pub(crate) mod tests {
         assert_eq!(kept.id, record(7).id);
         assert_eq!(kept.seed.expose(), &[7; 32]);
         assert_eq!(kept.facts.expires, BootInstant(5000));
-        vault.erase(&kept.id).unwrap();
+        let facts = EndedFacts { task: "arm".parse().unwrap(), reason: EndReason::Revoked };
+        vault.end(&kept.id, &facts).unwrap();
         assert!(vault.load().unwrap().is_empty());
+        assert_eq!(vault.load_ended().unwrap(), [(kept.id.clone(), facts)]);
+        vault.forget(&kept.id).unwrap();
+        assert!(vault.load_ended().unwrap().is_empty());
+    }
+
+    fn warm(n: u8) -> WarmRecord {
+        let id = SessionId::new(1_700_000_000_000, [n; 10]);
+        let facts = WarmFacts {
+            context: ContextId(Digest([1; 32])),
+            key_len: 4,
+            key_digest: Digest::of(b"keys"),
+        };
+        WarmRecord { id, seed: Arc::new(SessionSeed::from_bytes([n; 32])), facts }
+    }
+
+    #[test]
+    fn a_seed_made_ahead_becomes_one_sessions_and_ceases_to_be_ahead() {
+        let (_directory, path) = file();
+        let vault = open(&path, 1, 1).unwrap();
+        vault.write_warm(&warm(7)).unwrap();
+        let kept = vault.load_warm().unwrap().remove(0);
+        assert_eq!(kept.seed.expose(), &[7; 32]);
+        assert_eq!(kept.facts, warm(7).facts);
+        vault.adopt(&kept.id, &record(7)).unwrap();
+        assert!(vault.load_warm().unwrap().is_empty());
+        assert_eq!(seeds(&vault), [7]);
+        vault.write_warm(&warm(8)).unwrap();
+        vault.erase_warm(&warm(8).id).unwrap();
+        assert!(vault.load_warm().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_warm_record_that_was_moved_opens_nowhere() {
+        let (_directory, path) = file();
+        let vault = open(&path, 1, 1).unwrap();
+        vault.write_warm(&warm(7)).unwrap();
+        store::write(&vault.database, WARM, |table| {
+            let (from, to) = (warm(7).id, warm(8).id);
+            let sealed = table.remove(from.as_bytes().as_slice())?.map(|it| it.value().to_vec());
+            table.insert(to.as_bytes().as_slice(), sealed.unwrap_or_default().as_slice())?;
+            Ok(())
+        })
+        .unwrap();
+        assert!(vault.load_warm().unwrap().is_empty());
     }
 
     #[test]
@@ -480,8 +753,13 @@ pub(crate) mod tests {
         vault.write(&record(1)).unwrap();
         vault.write(&record(2)).unwrap();
         vault.write_audit(b"seal").unwrap();
+        vault.write_warm(&warm(9)).unwrap();
+        let facts = EndedFacts { task: "arm".parse().unwrap(), reason: EndReason::Expired };
+        vault.end(&record(4).id, &facts).unwrap();
         assert_eq!(vault.rewrap(&key(2), Epoch(2)).unwrap(), 2);
         assert_eq!(vault.read_audit().unwrap().unwrap().as_slice(), b"seal");
+        assert_eq!(vault.load_warm().unwrap().len(), 1);
+        assert_eq!(vault.load_ended().unwrap().len(), 1);
         vault.expect(Epoch(2)).unwrap();
         vault.write(&record(3)).unwrap();
         assert_eq!(seeds(&vault), [1, 2, 3]);

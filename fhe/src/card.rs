@@ -336,7 +336,9 @@ impl Levels {
 pub struct Scores(Zeroizing<Vec<i32>>);
 
 impl Scores {
-    pub(crate) fn new(values: Zeroizing<Vec<i32>>) -> Self {
+    /// Takes scores that an engine decrypted: one per label but the first.
+    #[must_use]
+    pub fn new(values: Zeroizing<Vec<i32>>) -> Self {
         Self(values)
     }
 

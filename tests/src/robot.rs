@@ -73,6 +73,7 @@ impl Robot {
              [onboard]\nhost = \"127.0.0.1\"\nport = {onboard_port}\nprefix = {PREFIX:?}\n\
              [uplink]\nhost = \"localhost\"\nport = {uplink_port}\n\
              certificate = {certificate}\nserver_key = {server_key}\n\
+             [sessions]\nwarm = 0\n\
              [log]\nlevel = \"trace,tss_esapi=trace\"\n",
             state = quoted(&agent.join("state")),
             socket = quoted(&agent.join("control.sock")),

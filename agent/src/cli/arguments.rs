@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use moai_transport::ids::{SessionId, TaskId};
 
 use super::exit;
 use crate::config;
@@ -46,6 +47,22 @@ pub(super) enum Command {
     /// Begin a new epoch.
     #[command(subcommand)]
     Rotate(Rotate),
+    /// The tasks of the running agent.
+    #[command(subcommand)]
+    Task(Task),
+    /// The sessions of the running agent.
+    #[command(subcommand)]
+    Session(Session),
+    /// Wipe the keys of every session now, have the server delete them, and begin a new epoch. Jobs
+    /// that wait end with the error `revoked`; tasks go on with new sessions.
+    Emergency {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// End the tasks too: they stay closed until somebody opens them.
+        #[arg(long)]
+        stay_closed: bool,
+    },
     /// Boot states that the fleet's policy key allows.
     #[command(subcommand)]
     Policy(Policy),
@@ -97,6 +114,41 @@ pub(super) enum Rotate {
     /// Make a new root secret, wrap the live sessions under it, and destroy the key of the old one:
     /// every older copy of the disk is worthless from then on.
     Root,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Task {
+    /// Show every task with its sessions.
+    List,
+    /// Go on with new keys as soon as they are ready; no job waits for them.
+    Rotate {
+        /// The task.
+        task: TaskId,
+    },
+    /// Take nothing more, answer what waits, and end.
+    Close {
+        /// The task.
+        task: TaskId,
+    },
+    /// Wipe its keys now: jobs that wait end with the error `revoked`. The task goes on with a new
+    /// session.
+    Revoke {
+        /// The task.
+        task: TaskId,
+        /// End the task too.
+        #[arg(long)]
+        stay_closed: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum Session {
+    /// Wipe its keys now: jobs that wait end with the error `revoked`. Its task goes on with a new
+    /// session.
+    Revoke {
+        /// The session's id, as `moai-agent task list` shows it.
+        session: SessionId,
+    },
 }
 
 #[derive(Subcommand)]

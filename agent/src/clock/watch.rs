@@ -52,6 +52,10 @@ mod tests {
     }
 
     impl Clock for Hands {
+        fn is_trusted(&self) -> bool {
+            true
+        }
+
         fn boot(&self) -> BootInstant {
             BootInstant(self.boot.load(Ordering::SeqCst))
         }

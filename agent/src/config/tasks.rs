@@ -28,6 +28,8 @@ pub struct DeclaredTask {
     pub model: ModelId,
     /// Lifetime class of its sessions.
     pub ttl: TtlClass,
+    /// Whether its answers have the scores beside the label.
+    pub scores: bool,
     /// The topics it reads, whose channels, one after the other, are the model's; none for the API's
     /// own input topic.
     pub topics: Vec<TaskTopic>,
@@ -153,6 +155,7 @@ fn task(section: &mut Section<'_>, api: &Topics) -> Option<DeclaredTask> {
     let id = section.required("name");
     let model = section.required("model");
     let ttl = section.optional("ttl", TtlClass::default());
+    let scores = section.boolean("scores", false);
     let when_full = section.optional("when_full", WhenFull::default());
     let order = section.optional("order", Order::default());
     let closable = section.boolean("closable", false);
@@ -186,6 +189,7 @@ fn task(section: &mut Section<'_>, api: &Topics) -> Option<DeclaredTask> {
         id: id?,
         model: model?,
         ttl: ttl?,
+        scores: scores?,
         topics,
         join,
         result_topic,

@@ -59,6 +59,9 @@ pub struct OpenRequest {
     /// Lifetime class of the task's sessions.
     #[serde(default)]
     pub ttl: TtlClass,
+    /// Whether answers have the scores beside the label.
+    #[serde(default)]
+    pub scores: bool,
 }
 
 /// A message to a task.
@@ -125,8 +128,8 @@ fn parse_open(format: Format, payload: &[u8]) -> Result<OpenRequest, Refusal> {
         None => "it is packed numbers".to_owned(),
     };
     let message = format!(
-        "`open` takes {{\"model\": \"…\", \"ttl\": \"general|sensitive|long\"}} in JSON or CBOR, this \
-         is something else ({why})"
+        "`open` takes {{\"model\": \"…\", \"ttl\": \"general|sensitive|long\", \"scores\": false|true}} \
+         in JSON or CBOR, this is something else ({why})"
     );
     Err(Refusal::new(Code::Malformed, message))
 }

@@ -1,6 +1,7 @@
 //! What the agent tells onboard software about tasks and jobs.
 //!
-//! Invariant: of a decrypted result only the label is told.
+//! Invariant: of a decrypted result only the label is told, and the scores if the task was opened
+//! with them.
 
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub struct Answer {
     pub model: String,
     /// The decision.
     pub label: String,
+    /// What it follows from, if the task was opened with scores: one integer a label but the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Vec<i32>>,
     /// Where the time went.
     pub timing: Timing,
     /// What crossed the wire.

@@ -60,6 +60,8 @@ codes! {
     NotOpen = "not_open",
     /// The job could not be made durable.
     NotSpooled = "not_spooled",
+    /// The session was revoked before the job was answered.
+    Revoked = "revoked",
     /// Samples came faster than they are taken.
     SamplesDropped = "samples_dropped",
     /// The server refused the job.

@@ -110,9 +110,15 @@ impl Jobs {
     }
 
     /// Every job leaves.
-    pub(super) fn take_all(&mut self) -> BTreeMap<JobNumber, WaitingJob> {
+    pub(super) fn take_all(&mut self) -> Vec<(JobNumber, Option<ReplyTo>)> {
         self.in_flight = 0;
-        std::mem::take(&mut self.waiting)
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.into_iter().map(|(number, job)| (number, job.reply())).collect()
+    }
+
+    /// The lowest number that waits.
+    pub(super) fn oldest(&self) -> Option<JobNumber> {
+        self.waiting.first_key_value().map(|(number, _)| *number)
     }
 
     /// How many wait.

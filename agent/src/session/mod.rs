@@ -2,19 +2,24 @@
 //!
 //! Invariants:
 //! - one task owns a session; everything it does is a reaction to one event;
-//! - its record is in the vault before its first frame leaves, and erased when it ends;
+//! - its state is that of [`lifecycle`]: each step is in the vault before it is acted upon;
+//! - its record is in the vault before its first frame leaves; when it ends, its seed is erased and
+//!   its keys are wiped before anybody is told;
 //! - it signs what it sends with a key of its own, and no two of its opens have one number;
-//! - secret keys live in the engine, which is dropped (and wiped) before the session's end is told;
-//! - a result is decrypted only if it answers a job that waits, and only once;
-//! - an accepted job ends in one answer or one refusal on the onboard API.
+//! - a result is decrypted only if it answers a job that waits, and only once; a session never takes
+//!   more jobs than its decryption budget, whatever restarts lie between;
+//! - an accepted job ends in one answer or one refusal on the onboard API, in the order of numbers.
 
 mod actor;
-
+mod farewell;
 mod jobs;
-
+pub mod lifecycle;
 mod meter;
-
+mod outbox;
 mod registration;
+pub mod registry;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,69 +29,42 @@ use moai_transport::ids::{SessionId, TaskId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::lifecycle::{DrainReason, EndReason, Lifecycle};
+use self::registry::Membership;
 use crate::audit::AuditEvent;
-use crate::onboard::{Code, ReplyTo};
+use crate::onboard::ReplyTo;
 use crate::services::{SeedError, Services};
 use crate::spool::SpoolError;
 use crate::ttl::TtlClass;
-use crate::vault::{SessionFacts, SessionRecord, VaultError};
+use crate::uplink::context_id;
+use crate::vault::{EndedFacts, Release, SessionFacts, SessionRecord, VaultError};
 
+pub use self::farewell::bid;
 pub use jobs::MAX_WAITING;
 
 const REQUEST_QUEUE_LEN: usize = 64;
 
-/// Why a session ended or is ending.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EndReason {
-    /// Its time was over.
-    Expired,
-    /// The task was closed.
-    Closed,
-    /// The task goes on with a newer session.
-    Rotated,
-    /// It could not be set up or kept.
-    Failed(String),
-}
-
-impl EndReason {
-    /// What a job that it leaves without an answer is refused with.
-    #[must_use]
-    pub fn refusal(&self) -> Code {
-        match self {
-            Self::Expired => Code::Expired,
-            Self::Closed | Self::Rotated | Self::Failed(_) => Code::SessionEnded,
-        }
-    }
-
-    /// A stable word for the audit log.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Closed => "closed",
-            Self::Rotated => "rotated",
-            Self::Failed(_) => "failed",
-        }
-    }
-
-    /// For people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        match self {
-            Self::Expired => "the session's time is over".to_owned(),
-            Self::Closed => "the task was closed".to_owned(),
-            Self::Rotated => "the session was rotated".to_owned(),
-            Self::Failed(why) => why.clone(),
-        }
-    }
+/// What a session is for.
+#[derive(Clone)]
+pub struct Purpose {
+    /// The task it serves.
+    pub task: TaskId,
+    /// The model it asks.
+    pub card: Arc<ModelCard>,
+    /// Its lifetime class.
+    pub ttl: TtlClass,
+    /// What of its results may leave the agent.
+    pub release: Release,
 }
 
 /// What a session asks of its owner task to do.
-pub enum SessionRequest {
+enum SessionRequest {
     /// Encrypt and have computed.
     Submit(Input),
+    /// Be the session that the task's jobs go to.
+    Activate,
     /// Take nothing more, finish what waits, end.
-    Drain(EndReason),
+    Drain(DrainReason),
 }
 
 /// A window's features, ready to be encrypted.
@@ -104,16 +82,26 @@ pub struct Input {
 }
 
 /// What a session tells its task.
-#[derive(Debug)]
 pub enum SessionReport {
     /// It works toward being active, or waits for something.
     Opening(Option<String>),
-    /// The server is ready to compute.
+    /// A server is ready to compute for it; it stands by for its turn.
+    Ready,
+    /// It is the one that jobs go to, and the server is ready to compute.
     Active,
+    /// Four fifths of its time are over: it needs a successor.
+    Ageing,
     /// It takes nothing more.
     Draining,
-    /// It is over; nothing more comes.
-    Ended(EndReason),
+    /// It is over and its keys are gone.
+    Ended {
+        /// Why.
+        reason: EndReason,
+        /// What it was handed and had not accepted.
+        returned: Vec<Input>,
+    },
+    /// Onboard software has heard of every job; nothing more comes.
+    Told(EndReason),
 }
 
 /// Why a session could not be started.
@@ -134,31 +122,65 @@ pub enum StartError {
     /// No keys.
     #[error("no keys can be made: {0}")]
     Engine(#[from] EngineError),
+    /// An emergency is under way.
+    #[error("an emergency is under way: no session begins before the next epoch has")]
+    Held,
 }
+
+/// Room for one request of a session.
+pub struct Place(mpsc::OwnedPermit<SessionRequest>);
 
 /// A running session.
 pub struct SessionHandle {
     /// Its id.
     pub id: SessionId,
     requests: mpsc::Sender<SessionRequest>,
+    /// Jobs it may still be handed.
+    room: u64,
+    budget: u64,
 }
 
 impl SessionHandle {
     /// Waits for a place for a request while the session is busy; `None` if it has ended. May be
     /// dropped at any time.
-    pub fn place(&self) -> impl Future<Output = Option<mpsc::OwnedPermit<SessionRequest>>> + use<> {
+    pub fn place(&self) -> impl Future<Output = Option<Place>> + use<> {
         let requests = self.requests.clone();
-        async move { requests.reserve_owned().await.ok() }
+        async move { requests.reserve_owned().await.ok().map(Place) }
     }
 
-    /// Whether it takes nothing more.
+    /// Hands an input over in a place of this session.
+    pub fn submit(&mut self, Place(place): Place, input: Input) {
+        place.send(SessionRequest::Submit(input));
+        self.room = self.room.saturating_sub(1);
+    }
+
+    /// Whether it takes nothing more because it has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.requests.is_closed()
     }
 
+    /// Whether it takes nothing more: its decryption budget is used up, or nobody knows how much of it
+    /// is.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.room == 0
+    }
+
+    /// Whether so little of the decryption budget is left that it needs a successor.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.room * RENEWAL_PART <= self.budget
+    }
+
+    /// Makes it the session that the task's jobs go to.
+    pub async fn activate(&self) {
+        // A session that has ended says so itself.
+        let _ = self.requests.send(SessionRequest::Activate).await;
+    }
+
     /// Lets the session finish what waits and end.
-    pub async fn drain(&self, reason: EndReason) {
+    pub async fn drain(&self, reason: DrainReason) {
         // A session that has ended needs no draining.
         let _ = self.requests.send(SessionRequest::Drain(reason)).await;
     }
@@ -167,66 +189,113 @@ impl SessionHandle {
 /// Reports of all sessions of one task.
 pub type Reports = mpsc::Sender<(SessionId, SessionReport)>;
 
-/// Opens a new session with new keys.
+/// Opens a new session: with keys made ahead if there are any, else with new ones. A session that
+/// stands by becomes active when it is told to.
 ///
 /// # Errors
-/// No randomness, or the vault refuses the record.
+/// No randomness, the vault refuses the record, or an emergency is under way.
 pub async fn open(
     services: Arc<Services>,
-    task: TaskId,
-    card: Arc<ModelCard>,
-    ttl: TtlClass,
+    purpose: Purpose,
+    stands_by: bool,
     reports: Reports,
 ) -> Result<SessionHandle, StartError> {
+    let model = purpose.card.id().parse().map_err(StartError::ModelId)?;
+    let id = services.session_id()?;
+    let membership = services.registry.enter(id.clone(), purpose.task.clone());
+    if *services.registry.held().borrow() {
+        return Err(StartError::Held);
+    }
+    let warm = services.warm.take(context_id(&purpose.card)).await;
+    let lifetime = services.lifetimes.of(purpose.ttl);
+    let Purpose { task, card, ttl, release } = purpose;
+    let clock = &services.clock;
     let facts = SessionFacts {
         task,
         card: (*card).clone(),
         ttl,
-        expires: services.clock.boot().after(services.lifetimes.of(ttl)),
+        state: if warm.is_some() { Lifecycle::begin_with_keys() } else { Lifecycle::begin() },
+        release,
+        warm: warm.is_some(),
+        expires: clock.boot().after(lifetime),
+        expires_unix: clock.is_trusted().then(|| clock.unix() + lifetime),
         boot: services.boot.clone(),
         manifest: None,
         run: 1,
         era: services.spool.era(),
     };
-    let seed = Arc::new(services.session_seed().await?);
-    let record = SessionRecord { id: services.session_id()?, seed, facts };
-    services.write_record(record.clone()).await?;
-    tracing::info!(session = %record.id, task = %record.facts.task, "session opens");
+    let (record, keys) = if let Some(warm) = warm {
+        let record = SessionRecord { id, seed: warm.record.seed, facts };
+        services.adopt_record(warm.record.id, record.clone()).await?;
+        (record, Some(warm.keys))
+    } else {
+        let seed = Arc::new(services.session_seed().await?);
+        let record = SessionRecord { id, seed, facts };
+        services.write_record(record.clone()).await?;
+        (record, None)
+    };
+    let (id, task) = (record.id.clone(), record.facts.task.clone());
+    tracing::info!(session = %id, %task, warm = keys.is_some(), "session opens");
     services.audit.record(AuditEvent::SessionOpened {
-        session: record.id.clone(),
-        task: record.facts.task.clone(),
-        model: record.facts.card.id().parse().map_err(StartError::ModelId)?,
+        session: id.clone(),
+        task: task.clone(),
+        model,
     });
-    start(services, record, reports).await
+    let started = start(Arc::clone(&services), record, keys, stands_by, membership, reports).await;
+    if let Err(error) = &started {
+        let facts = EndedFacts { task, reason: EndReason::Failed(error.to_string()) };
+        // It has no jobs, so that there is nobody to tell.
+        services.end_record(id.clone(), facts).await?;
+        services.forget_record(id).await?;
+    }
+    started
 }
 
-/// Goes on with a session the vault has kept.
+/// Goes on with a session the vault has kept, in the state it was in.
 ///
 /// # Errors
 /// The vault or the spool refuses, or the keys cannot be made again.
 pub async fn resume(
     services: Arc<Services>,
     mut record: SessionRecord,
+    stands_by: bool,
     reports: Reports,
 ) -> Result<SessionHandle, StartError> {
+    let membership = services.registry.enter(record.id.clone(), record.facts.task.clone());
     record.facts.run = record.facts.run.saturating_add(1);
     services.write_record(record.clone()).await?;
-    start(services, record, reports).await
+    start(services, record, None, stands_by, membership, reports).await
 }
 
 async fn start(
     services: Arc<Services>,
     record: SessionRecord,
+    keys: Option<Vec<u8>>,
+    stands_by: bool,
+    membership: Membership,
     reports: Reports,
 ) -> Result<SessionHandle, StartError> {
     let waiting = services.spool.outstanding(&record.id).await?;
+    let issued = services.spool.issued(&record.id).await?;
     let events = services.uplink.subscribe(record.id.clone()).await;
     let (requests, receiver) = mpsc::channel(REQUEST_QUEUE_LEN);
     let id = record.id.clone();
-    let actor = actor::Actor::new(services, record, waiting, reports)?;
+    let budget = services.decryption_budget;
+    let is_countable = record.facts.era == services.spool.era();
+    let room = if is_countable { budget.saturating_sub(issued) } else { 0 };
+    let actor = actor::Actor::new(
+        services,
+        record,
+        waiting,
+        actor::Beginning { keys, stands_by, issued, membership },
+        reports,
+    )?;
     tokio::spawn(actor.run(receiver, events));
-    Ok(SessionHandle { id, requests })
+    Ok(SessionHandle { id, requests, room, budget })
 }
+
+/// A session needs a successor when this part of its time or budget is left: a fifth.
+const RENEWAL_PART: u64 = 5;
 
 /// How long a session that shuts down with the agent waits for answers; what is not answered by
 /// then stays in the spool.

@@ -31,6 +31,7 @@ pub(super) enum Request {
 
 pub(super) enum Question {
     Outstanding { session: SessionId, reply: Reply<Outstanding> },
+    Issued { session: SessionId, reply: Reply<u64> },
     Orphans { sessions: Vec<SessionId>, reply: Reply<Vec<Orphan>> },
 }
 
@@ -284,6 +285,10 @@ impl Keeper {
                     }
                 }
                 answer(reply, Ok(outstanding));
+            }
+            Question::Issued { session, reply } => {
+                let newest = self.index.numbers.get(&session);
+                answer(reply, Ok(newest.map_or(0, |newest| newest.0)));
             }
             Question::Orphans { sessions, reply } => {
                 let spans = self.index.jobs.iter();

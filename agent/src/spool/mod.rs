@@ -233,6 +233,26 @@ impl Spool {
         Ok((Self { requests, era, trouble }, damage))
     }
 
+    /// A spool on a disk in memory, served by a task, which ends with its runtime as with a crash.
+    #[cfg(test)]
+    pub(crate) fn in_memory(disk: &crate::disk::memory::MemoryDisk, boot: &BootId) -> Self {
+        let (sender, trouble) = watch::channel(None);
+        let fresh = Era(u64::from_be_bytes(OsEntropy::bytes().unwrap()));
+        let (path, limits) = (PathBuf::from(SPOOL_FILE), SpoolLimits::default());
+        let disk = Arc::new(disk.clone());
+        let opened = keeper(disk, &path, limits, boot.to_string(), fresh, 0, sender);
+        let (mut keeper, damage) = opened.unwrap();
+        assert_eq!(damage, None);
+        let era = keeper.era();
+        let (requests, mut receiver) = mpsc::channel(QUEUE_LEN);
+        tokio::spawn(async move {
+            while let Some(request) = receiver.recv().await {
+                keeper.turn(vec![request]);
+            }
+        });
+        Self { requests, era, trouble }
+    }
+
     /// The era: a session keeps that in which it began.
     #[must_use]
     pub fn era(&self) -> Era {
@@ -272,6 +292,15 @@ impl Spool {
     pub async fn outstanding(&self, session: &SessionId) -> Result<Outstanding, SpoolError> {
         let session = session.clone();
         self.ask(|reply| Request::Ask(Question::Outstanding { session, reply })).await
+    }
+
+    /// How many numbers a session has been given; answered jobs count.
+    ///
+    /// # Errors
+    /// The spool has stopped.
+    pub async fn issued(&self, session: &SessionId) -> Result<u64, SpoolError> {
+        let session = session.clone();
+        self.ask(|reply| Request::Ask(Question::Issued { session, reply })).await
     }
 
     /// The jobs of all sessions but these. Each is to be removed when somebody has been told.

@@ -39,7 +39,7 @@ impl Task {
     pub(super) async fn gap(&mut self, values: u64) {
         let Some(work) = &mut self.work else {
             // They would have been refused one by one.
-            return self.refuse_not_open(None).await;
+            return self.refuse(self.not_open(), None).await;
         };
         let samples = values.div_ceil(work.channels.get() as u64) + work.window.restart() as u64;
         self.dropping.note(samples, Instant::now());
@@ -59,7 +59,7 @@ impl Task {
             );
             let refusal =
                 Refusal { count: Some(samples), ..Refusal::new(Code::SamplesDropped, message) };
-            self.services.onboard.refuse(&self.id, &refusal, None).await;
+            self.announcer.refuse(refusal, Vec::new()).await;
         }
         if self.dropping.last.is_some_and(|last| last + QUIET_AFTER <= now) {
             self.dropping.last = None;

@@ -5,12 +5,11 @@
 //! - its receipt is confirmed when the session has all windows that it completed.
 
 use moai_transport::link::Receipt;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Task;
 use crate::onboard::{Code, Refusal, ReplyTo, Samples};
-use crate::session::{Input, SessionRequest};
+use crate::session::{Input, Place};
 
 impl Task {
     pub(super) async fn input(
@@ -23,7 +22,7 @@ impl Task {
         self.receipt = receipt;
         let refusal = self.collect(samples, reply.as_ref(), arrived).err();
         if let Some(refusal) = refusal {
-            self.refuse(&refusal, reply.as_ref()).await;
+            self.refuse(refusal, reply).await;
         }
         self.confirm();
     }
@@ -37,7 +36,7 @@ impl Task {
     ) -> Result<(), Refusal> {
         let Some(work) = &mut self.work else { return Err(self.not_open()) };
         let rows = samples.rows(work.channels).map_err(|refusal| {
-            let names = work.card.window().channels.join(", ");
+            let names = work.purpose.card.window().channels.join(", ");
             let message = format!("the model takes {names}: {}", refusal.message);
             Refusal { message, ..refusal }
         })?;
@@ -46,7 +45,7 @@ impl Task {
             let Some(window) = work.window.push(row).map_err(|error| malformed(&error))? else {
                 continue;
             };
-            let levels = work.card.levels(&window).map_err(|error| malformed(&error))?;
+            let levels = work.purpose.card.levels(&window).map_err(|error| malformed(&error))?;
             let (features, reply) = (started.elapsed(), reply.cloned());
             self.pending.push_back(Input { levels, plain_len, arrived, features, reply });
         }
@@ -55,10 +54,24 @@ impl Task {
 
     /// The session has a place for a window; none if it has ended, and then the next session takes
     /// the window.
-    pub(super) fn hand_over(&mut self, place: Option<mpsc::OwnedPermit<SessionRequest>>) {
-        let Some(place) = place else { return };
+    pub(super) async fn hand_over(&mut self, place: Option<Place>) {
+        let current = self.work.as_mut().and_then(|work| work.current.as_mut());
+        let (Some(place), Some(current)) = (place, current) else { return };
         if let Some(input) = self.pending.pop_front() {
-            place.send(SessionRequest::Submit(input));
+            current.submit(place, input);
+        }
+        let is_short = current.is_short();
+        self.confirm();
+        if let Some(work) = self.work.as_mut().filter(|work| is_short && !work.renews) {
+            work.renews = true;
+            self.provide().await;
+        }
+    }
+
+    /// The task is closed: windows that no session has taken become no jobs.
+    pub(super) async fn refuse_pending(&mut self) {
+        for Input { reply, .. } in std::mem::take(&mut self.pending) {
+            self.refuse(self.not_open(), reply).await;
         }
         self.confirm();
     }

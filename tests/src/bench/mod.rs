@@ -14,6 +14,7 @@ pub mod memory;
 pub mod pipeline;
 pub mod plain_mqtt;
 pub mod report;
+pub mod sessions;
 pub mod subject;
 mod tpm_tools;
 pub mod unseal;
@@ -37,6 +38,8 @@ pub enum Section {
     Pipeline,
     /// Making, sizing and unpacking keys.
     Keys,
+    /// From opening a task to its active session, with keys made then and made ahead.
+    Sessions,
     /// A key through a broker against bare rumqttc.
     Upload,
     /// Unsealing the root secret on a software TPM against tpm2-tools and systemd-creds.
@@ -128,6 +131,7 @@ async fn measure(section: Section, run: &mut Run) -> Result<()> {
         Section::Encrypt => encrypt::run(run),
         Section::Pipeline => pipeline::run(run).await,
         Section::Keys => keys::run(run),
+        Section::Sessions => sessions::run(run).await,
         Section::Upload => upload::run(run).await,
         Section::Unseal => unseal::run(run).await,
         Section::Handshake => handshake::run(run).await,

@@ -224,7 +224,9 @@ fn clock_file(directory: &Path) -> PathBuf {
 async fn upload(world: &World) -> Result<serde_json::Value> {
     let status = world.robot.agent.command(&["status", "--json"]).await?.success()?;
     let mut status: serde_json::Value = serde_json::from_str(&status.text())?;
-    Ok(status["tasks"][OTHER_TASK]["upload"].take())
+    let sessions = status["tasks"][OTHER_TASK]["sessions"].as_object_mut();
+    let session = sessions.and_then(|sessions| sessions.values_mut().next());
+    Ok(session.context("the other task has no session")?["upload"].take())
 }
 
 /// Writes a file until the disk takes no more.

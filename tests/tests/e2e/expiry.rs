@@ -51,9 +51,9 @@ async fn a_rotated_task_goes_on_with_new_keys_and_loses_no_job() -> Result<()> {
     let first = stage.open_arm().await?;
     stage.submit(&trials()?[0]).await?;
     stage.robot.onboard.rotate(ARM).await?;
-    stage.submit(&trials()?[1]).await?;
     let second = stage.active_session().await?;
     assert_ne!(first, second);
+    stage.submit(&trials()?[1]).await?;
     for _ in 0..2 {
         stage.robot.onboard.result(ARM).await?;
     }

@@ -13,6 +13,7 @@ mod dishonest;
 mod expiry;
 mod faults;
 mod identity;
+mod lifecycle;
 mod main_job;
 mod malformed;
 mod memory;

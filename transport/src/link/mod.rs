@@ -29,6 +29,7 @@ mod connection;
 mod error;
 mod inbox;
 mod pacer;
+mod pair;
 mod publications;
 mod pump;
 mod queue;
@@ -45,6 +46,7 @@ pub use backoff::Reconnect;
 pub use config::{Endpoint, LinkConfig};
 pub use error::{LinkError, PublishError};
 pub use pacer::MAX_WINDOW;
+pub use pair::{FarEnd, Publication, pair};
 pub use receipts::Receipt;
 
 use self::queue::Queue;

@@ -1,12 +1,17 @@
 //! How a session ends, and how it waits for the agent's next start.
 
+use std::sync::Arc;
+
 use moai_transport::frame::FrameKind;
 use tokio::sync::mpsc;
 
 use super::{Actor, BUSY_PAUSE};
 use crate::audit::AuditEvent;
-use crate::session::{EndReason, STOP_PATIENCE, SessionReport, SessionRequest};
+use crate::session::farewell::Farewell;
+use crate::session::lifecycle::{CutReason, Ended};
+use crate::session::{STOP_PATIENCE, SessionReport, SessionRequest};
 use crate::uplink::SessionEvent;
+use crate::vault::EndedFacts;
 
 impl Actor {
     /// The agent stops: answers that come soon are still released, the rest waits in the spool.
@@ -15,50 +20,47 @@ impl Actor {
         mut events: mpsc::Receiver<SessionEvent>,
         mut requests: mpsc::Receiver<SessionRequest>,
     ) {
+        if self.membership.revoked().is_cancelled() {
+            self.cut = Some(CutReason::Revoked);
+        }
         // What was handed over goes into the spool, from where the next start takes it.
         requests.close();
         while let Ok(request) = requests.try_recv() {
-            if let SessionRequest::Submit(input) = request {
-                self.submit(input).await;
+            match request {
+                SessionRequest::Submit(input) => self.submit(input).await,
+                SessionRequest::Drain(reason) => self.drain(reason).await,
+                SessionRequest::Activate => self.activate().await,
             }
         }
         let deadline = tokio::time::sleep(STOP_PATIENCE);
         tokio::pin!(deadline);
-        while !(self.jobs.is_empty() && self.releases.is_empty()) {
+        while !(self.jobs.is_empty() && self.outbox.pending() == 0) && self.cut.is_none() {
             self.drive();
             tokio::select! {
                 () = &mut deadline => break,
                 Some(event) = events.recv() => self.event(event).await,
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
-                Some(_) = self.releases.join_next() => {}
+                () = self.outbox.arrived() => {}
             }
+        }
+        if let Some(reason) = self.cut.take() {
+            let ended = self.record.facts.state.cut(reason);
+            return self.end(&ended, requests).await;
         }
         tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
     }
 
-    pub(super) async fn end(
-        mut self,
-        reason: EndReason,
-        mut requests: mpsc::Receiver<SessionRequest>,
-    ) {
-        let releases = std::mem::take(&mut self.releases).join_all();
-        if tokio::time::timeout(STOP_PATIENCE, releases).await.is_err() {
-            tracing::warn!(session = %self.record.id, "answers did not reach the onboard broker");
-        }
-        requests.close();
-        while let Ok(request) = requests.try_recv() {
-            if let SessionRequest::Submit(input) = request {
-                let message = format!("the window was not encrypted: {}", reason.text());
-                self.refuse(reason.refusal(), message, input.reply.as_ref()).await;
-            }
-        }
-        let unanswered = self.jobs.len();
-        for (number, job) in self.jobs.take_all() {
-            let message = format!("the job was not answered: {}", reason.text());
-            let refusal = self.refusal(reason.refusal(), number, message);
-            self.tell(&refusal, job.reply().as_ref()).await;
-        }
+    /// Erases the seed, wipes the keys, has the server told, and then tells whoever waits.
+    pub(super) async fn end(mut self, ended: &Ended, mut requests: mpsc::Receiver<SessionRequest>) {
+        let reason = ended.reason().clone();
         let id = self.record.id.clone();
+        let facts = EndedFacts { task: self.record.facts.task.clone(), reason: reason.clone() };
+        if let Err(error) = self.services.end_record(id.clone(), facts).await {
+            tracing::error!(session = %id, %error, "the record of an ended session stays");
+        }
+        self.engine = None;
+        // Work with a key that is under way ends with it.
+        self.work.abort_all();
         if let Some(worker) = self.registration.worker().cloned() {
             let (frame, _) = self.frame(FrameKind::Delete, 0, Vec::new());
             let topic = self.to_worker(worker, "delete");
@@ -69,20 +71,31 @@ impl Actor {
             }
         }
         self.services.uplink.unsubscribe(id.clone()).await;
-        if let Err(error) = self.services.spool.forget(&id).await {
-            tracing::error!(session = %id, %error, "jobs of an ended session stay in the spool");
+        requests.close();
+        let mut returned = Vec::new();
+        while let Ok(request) = requests.try_recv() {
+            if let SessionRequest::Submit(input) = request {
+                returned.push(input);
+            }
         }
-        if let Err(error) = self.services.erase_record(id.clone()).await {
-            tracing::error!(session = %id, %error, "the record of an ended session stays");
-        }
-        let (reports, audit) = (self.reports.clone(), self.services.audit.clone());
+        let (waiting, decided) = (self.jobs.take_all(), std::mem::take(&mut self.decided));
+        let (outbox, reports) = (self.outbox, self.reports);
+        let services = Arc::clone(&self.services);
         let task = self.record.facts.task.clone();
+        services.board.forget_session(&task, &id);
         // Whoever hears of the end can count on it that the keys are gone.
-        drop(self);
+        drop((self.record, self.signing_key, self.work));
+        drop(self.membership);
         tracing::info!(session = %id, reason = reason.text(), "session ended");
-        let (session, reason_code) = (id.clone(), reason.code());
-        audit.record(AuditEvent::SessionEnded { session, task, reason: reason_code, unanswered });
+        services.audit.record(AuditEvent::SessionEnded {
+            session: id.clone(),
+            task,
+            reason: reason.word(),
+            unanswered: waiting.len(),
+        });
+        let report = SessionReport::Ended { reason: reason.clone(), returned };
         // A task that has gone needs no reports.
-        let _ = reports.send((id, SessionReport::Ended(reason))).await;
+        let _ = reports.send((id.clone(), report)).await;
+        Farewell { services, id, reason, reports }.tell(outbox, waiting, decided).await;
     }
 }

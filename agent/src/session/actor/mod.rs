@@ -5,6 +5,7 @@ mod ending;
 mod outcome;
 mod submitting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,13 +21,18 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::outcome::refusal_code;
+use super::farewell::Decided;
 use super::jobs::Jobs;
+use super::lifecycle::{CutReason, DrainReason, EndReason, Ended, Lifecycle};
+use super::outbox::{Outbox, Outcome};
 use super::registration::{Next, Registration};
-use super::{EndReason, Reports, SessionReport, SessionRequest, StartError};
+use super::registry::Membership;
+use super::{RENEWAL_PART, Reports, SessionReport, SessionRequest, StartError};
 use crate::audit::AuditEvent;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
 use crate::spool::Outstanding;
+use crate::status::SessionStatus;
 use crate::uplink::{self, SendError, SessionEvent, context_id};
 use crate::vault::SessionRecord;
 
@@ -48,25 +54,48 @@ struct GeneratedKeys {
     manifest: Manifest,
 }
 
+/// How a session begins.
+pub(super) struct Beginning {
+    /// Evaluation keys that were made ahead.
+    pub keys: Option<Vec<u8>>,
+    /// Whether it waits to be told before it becomes active.
+    pub stands_by: bool,
+    /// Numbers its jobs have had in earlier runs of the agent.
+    pub issued: u64,
+    /// Its place among all sessions.
+    pub membership: Membership,
+}
+
 pub(super) struct Actor {
     services: Arc<Services>,
     record: SessionRecord,
     context: ContextId,
     model: ModelId,
-    engine: Box<dyn Engine>,
+    /// Gone when the session has ended.
+    engine: Option<Box<dyn Engine>>,
     signing_key: Arc<SessionSigningKey>,
     /// Number of the newest open.
     opens: u64,
+    /// Number of the newest job.
+    issued: u64,
     registration: Registration,
     jobs: Jobs,
+    /// Outcomes that have to wait for those of earlier jobs.
+    decided: Decided,
+    outbox: Outbox,
     /// Jobs that the disk has lost, until they are told.
     lost: Vec<JobNumber>,
     /// A challenge is being answered.
     attesting: bool,
-    draining: Option<EndReason>,
+    stands_by: bool,
+    /// Its task knows that it needs a successor.
+    is_ageing: bool,
+    /// Why it ends at once.
+    cut: Option<CutReason>,
+    membership: Membership,
     work: JoinSet<Done>,
-    /// Outcomes on their way to onboard software.
-    releases: JoinSet<()>,
+    /// Evaluation keys that were made ahead, until their manifest is made.
+    warm_keys: Option<Vec<u8>>,
     reports: Reports,
 }
 
@@ -75,10 +104,11 @@ impl Actor {
         services: Arc<Services>,
         record: SessionRecord,
         waiting: Outstanding,
+        beginning: Beginning,
         reports: Reports,
     ) -> Result<Self, StartError> {
         let card = &record.facts.card;
-        let engine = moai_fhe::setup(&Context::tfhe(), &record.seed.fhe_seed("tfhe"))?;
+        let engine = services.engines.setup(&Context::tfhe(), &record.seed.fhe_seed("tfhe"))?;
         let model = card.id().parse().map_err(StartError::ModelId)?;
         let registration = match record.facts.manifest {
             None => Registration::generating(),
@@ -88,21 +118,29 @@ impl Actor {
         for job in waiting.jobs {
             jobs.insert(job, None, Instant::now());
         }
+        let Beginning { keys, stands_by, issued, membership } = beginning;
+        let (task, id) = (record.facts.task.clone(), record.id.clone());
         Ok(Self {
             context: context_id(card),
             model,
             signing_key: Arc::new(record.seed.signing_key()),
             opens: u64::from(record.facts.run) << 32,
+            issued,
+            outbox: Outbox::start(Arc::clone(&services), task, id),
             services,
             record,
-            engine,
+            engine: Some(engine),
             registration,
             jobs,
+            decided: BTreeMap::new(),
             lost: waiting.lost,
             attesting: false,
-            draining: None,
+            stands_by,
+            is_ageing: false,
+            cut: None,
+            membership,
             work: JoinSet::new(),
-            releases: JoinSet::new(),
+            warm_keys: keys,
             reports,
         })
     }
@@ -120,36 +158,75 @@ impl Actor {
         self.tell_lost();
         self.report(SessionReport::Opening(None)).await;
         let stop = self.services.stop.clone();
+        let revoked = self.membership.revoked().clone();
         loop {
             self.drive();
             self.show();
-            if let Some(reason) = self.over() {
-                return self.end(reason, requests).await;
+            if let Some(ended) = self.over() {
+                return self.end(&ended, requests).await;
             }
+            let takes = self.state().draining().is_none();
             tokio::select! {
+                () = revoked.cancelled() => self.cut = Some(CutReason::Revoked),
                 () = stop.cancelled() => return self.suspend(events, requests).await,
                 Some(event) = events.recv() => self.event(event).await,
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
-                Some(_) = self.releases.join_next() => {}
-                request = requests.recv(), if self.draining.is_none() => match request {
+                () = self.outbox.arrived() => {}
+                request = requests.recv(), if takes => match request {
                     Some(SessionRequest::Submit(input)) => self.submit(input).await,
+                    Some(SessionRequest::Activate) => self.activate().await,
                     Some(SessionRequest::Drain(reason)) => self.drain(reason).await,
-                    None => self.drain(EndReason::Closed).await,
+                    // Its task ended because the agent stops.
+                    None if stop.is_cancelled() => return self.suspend(events, requests).await,
+                    None => self.drain(DrainReason::Closed).await,
                 },
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => self.tick().await,
             }
         }
     }
 
-    /// Whether the session has reached its end.
-    fn over(&self) -> Option<EndReason> {
-        if self.services.clock.boot() >= self.record.facts.expires {
-            return Some(EndReason::Expired);
+    fn state(&self) -> Lifecycle {
+        self.record.facts.state
+    }
+
+    /// Takes a step: it is in the vault when this returns, or the session is to end.
+    async fn step(&mut self, next: Lifecycle) {
+        let mut record = self.record.clone();
+        record.facts.state = next;
+        self.keep(record).await;
+    }
+
+    /// Goes on with a changed record, once it is in the vault.
+    async fn keep(&mut self, record: SessionRecord) {
+        match self.services.write_record(record.clone()).await {
+            Ok(()) => self.record = record,
+            Err(error) => self.fail(error.to_string()),
         }
-        self.draining.clone().filter(|reason| {
-            let done = self.jobs.is_empty() && self.releases.is_empty();
-            done || matches!(reason, EndReason::Failed(_))
-        })
+    }
+
+    fn fail(&mut self, why: String) {
+        self.cut.get_or_insert(CutReason::Failed(why));
+    }
+
+    /// Whether the session has reached its end.
+    fn over(&mut self) -> Option<Ended> {
+        let state = self.state();
+        if self.is_expired() {
+            return Some(state.cut(CutReason::Expired));
+        }
+        if let Some(reason) = self.cut.take() {
+            return Some(state.cut(reason));
+        }
+        match state {
+            Lifecycle::Draining(draining) if self.jobs.is_empty() && self.outbox.pending() == 0 => {
+                Some(draining.drained())
+            }
+            _ => None,
+        }
+    }
+
+    fn is_expired(&self) -> bool {
+        self.services.clock.boot() >= self.record.facts.expires
     }
 
     fn remaining(&self) -> Duration {
@@ -162,35 +239,70 @@ impl Actor {
     }
 
     fn show(&mut self) {
-        let remaining = self.remaining();
         let upload = self.registration.progress(Instant::now());
-        self.services.board.update(&self.record.facts.task, |status| {
-            status.upload = upload;
-            status.waiting = self.jobs.len();
-            status.expires_in_seconds = Some(remaining.as_secs());
-        });
+        let status = SessionStatus {
+            state: self.state().word().to_owned(),
+            warm: self.record.facts.warm,
+            expires_in_seconds: self.remaining().as_secs(),
+            decryptions_left: self.services.decryption_budget.saturating_sub(self.issued),
+            upload,
+            waiting: self.jobs.len() + self.outbox.pending(),
+        };
+        self.services.board.update_session(&self.record.facts.task, &self.record.id, status);
     }
 
-    async fn drain(&mut self, reason: EndReason) {
-        tracing::info!(session = %self.record.id, reason = reason.text(), "session drains");
+    /// The task's jobs go to this session from here on.
+    async fn activate(&mut self) {
+        self.stands_by = false;
+        if self.registration.registered_worker().is_some() {
+            self.become_active().await;
+        }
+    }
+
+    async fn become_active(&mut self) {
+        let next = self.state().registered();
+        if next != self.state() {
+            self.step(next).await;
+        }
+        if self.cut.is_none() && self.state().is_active() {
+            tracing::info!(session = %self.record.id, "session is active");
+            if let Some(worker) = self.registration.registered_worker().cloned() {
+                let session = self.record.id.clone();
+                self.services.audit.record(AuditEvent::SessionActive { session, worker });
+            }
+            self.report(SessionReport::Active).await;
+        }
+    }
+
+    async fn drain(&mut self, reason: DrainReason) {
+        self.step(self.state().drain(reason)).await;
+        tracing::info!(session = %self.record.id, ?reason, "session drains");
         self.services.audit.record(AuditEvent::SessionDraining {
             session: self.record.id.clone(),
-            reason: reason.code(),
+            reason: EndReason::from(reason).word(),
         });
-        self.draining = Some(reason);
         self.report(SessionReport::Draining).await;
     }
 
     // Keys and registration.
 
+    /// Makes the evaluation keys and their manifest; of keys that were made ahead, the manifest.
     fn generate_keys(&mut self) {
         let seed = self.record.seed.fhe_seed("tfhe");
         let (context, remaining) = (self.context, self.remaining());
         let session_key = self.signing_key.public();
+        let engines = Arc::clone(&self.services.engines);
+        let (warm, busy) = (self.warm_keys.take(), self.services.warm.busy());
         self.work.spawn_blocking(move || {
             let generate = || {
-                let engine = moai_fhe::setup(&Context::tfhe(), &seed).map_err(|e| e.to_string())?;
-                let bytes = engine.evaluation_keys().map_err(|e| e.to_string())?;
+                let bytes = match warm {
+                    Some(bytes) => bytes,
+                    None => engines
+                        .setup(&Context::tfhe(), &seed)
+                        .and_then(|engine| engine.evaluation_keys())
+                        .map_err(|error| error.to_string())?,
+                };
+                drop(busy);
                 let manifest = chunk::manifest(context, remaining, session_key, &bytes, 0);
                 Ok(GeneratedKeys { manifest: manifest.map_err(|e| e.to_string())?, bytes })
             };
@@ -201,15 +313,15 @@ impl Actor {
     async fn keys_ready(&mut self, keys: Result<GeneratedKeys, String>) {
         let keys = match keys {
             Ok(keys) => keys,
-            Err(error) => return self.drain(EndReason::Failed(error)).await,
+            Err(error) => return self.fail(error),
         };
-        self.record.facts.manifest = Some(keys.manifest.clone());
-        if let Err(error) = self.services.write_record(self.record.clone()).await {
-            return self.drain(EndReason::Failed(error.to_string())).await;
-        }
+        let mut record = self.record.clone();
+        record.facts.manifest = Some(keys.manifest.clone());
+        record.facts.state = record.facts.state.generated();
+        self.keep(record).await;
         tracing::debug!(session = %self.record.id, bytes = keys.bytes.len(), "evaluation keys are ready");
         if let Err(error) = self.registration.offer(keys.bytes, &keys.manifest) {
-            self.drain(EndReason::Failed(error.to_string())).await;
+            self.fail(error.to_string());
         }
     }
 
@@ -251,7 +363,7 @@ impl Actor {
             });
         }
         if let Some(worker) = self.registration.registered_worker().cloned() {
-            let order = self.services.order(&self.record.facts.task);
+            let order = self.order();
             while let Some((number, body)) = self.jobs.next_due(order, now) {
                 let topic = self.to_worker(worker.clone(), "job");
                 self.spawn(topic, FrameKind::Job, number.0, body.to_vec(), move |sent| Done::Job {
@@ -310,14 +422,12 @@ impl Actor {
                 self.report(SessionReport::Opening(Some("making keys again".to_owned()))).await;
             }
             Next::Registered => {
-                tracing::info!(session = %self.record.id, worker = %have.worker, "session is active");
-                self.services.audit.record(AuditEvent::SessionActive {
-                    session: self.record.id.clone(),
-                    worker: have.worker.clone(),
-                });
+                tracing::info!(session = %self.record.id, worker = %have.worker, "session is registered");
                 self.jobs.retry_all(Instant::now());
-                if self.draining.is_none() {
-                    self.report(SessionReport::Active).await;
+                if self.stands_by {
+                    self.report(SessionReport::Ready).await;
+                } else {
+                    self.become_active().await;
                 }
             }
         }
@@ -328,19 +438,25 @@ impl Actor {
         let was_active = self.registration.registered_worker().is_some();
         self.registration.renew();
         self.jobs.retry_all(Instant::now());
-        if was_active && self.draining.is_none() {
+        if was_active && self.state().draining().is_none() {
             self.report(SessionReport::Opening(Some(why.to_owned()))).await;
         }
     }
 
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
         self.drop_old();
+        let lifetime = self.services.lifetimes.of(self.record.facts.ttl);
+        let is_old = self.remaining() <= lifetime / u32::try_from(RENEWAL_PART).unwrap_or(1);
+        if is_old && !self.is_ageing && !self.stands_by && self.state().draining().is_none() {
+            self.is_ageing = true;
+            self.report(SessionReport::Ageing).await;
+        }
         if self.jobs.any_overdue(Instant::now()) {
             tracing::warn!(session = %self.record.id, "jobs are overdue; asking the server again");
             self.registration.renew();
             self.jobs.retry_all(Instant::now());
         }
-        if self.registration.is_unanswered() {
+        if self.registration.is_unanswered() && !self.stands_by {
             self.services.board.update(&self.record.facts.task, |status| {
                 status.reason = Some("no compute server answers".to_owned());
             });
@@ -393,7 +509,7 @@ impl Actor {
                 if let Some(job) = self.jobs.remove(number) {
                     let message = format!("the server refused the job: {}", error.message);
                     let refusal = self.refusal(refusal_code(error.code), number, message);
-                    self.release(number, Err(refusal), job.reply());
+                    self.decide(number, Outcome::Refusal(refusal), job.reply());
                 }
             }
             // Not about the session's opening, and about no job: somebody else's frame, if anybody's.
@@ -409,8 +525,7 @@ impl Actor {
                 self.report(SessionReport::Opening(Some(why))).await;
             }
             (_, None) => {
-                let why = format!("the server refused the session: {}", error.message);
-                self.drain(EndReason::Failed(why)).await;
+                self.fail(format!("the server refused the session: {}", error.message));
             }
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! Invariants:
 //! - a result is decrypted only if a job waits for it, and the job leaves before it is decrypted;
-//! - a job leaves the spool after its outcome was taken onboard, not before.
+//! - the first result that does not decrypt ends the session, and the words for it are the same
+//!   whatever was wrong with it: whoever crafts results learns one bit of keys that are gone;
+//! - outcomes go to onboard software in the order of job numbers where the oldest job goes first;
+//! - nothing that was decrypted is logged, and only what the task's release policy names leaves.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use moai_transport::ids::JobNumber;
@@ -14,6 +16,11 @@ use tokio::time::Instant;
 use super::Actor;
 use crate::audit::AuditEvent;
 use crate::onboard::{Answer, Bytes, Code, Refusal, ReplyTo, Timing, micros};
+use crate::session::outbox::Outcome;
+use crate::spool::Order;
+use crate::vault::Release;
+
+const BAD_RESULT: &str = "the server's answer is not usable; the session ends, and the next begins";
 
 impl Actor {
     pub(super) fn answer(
@@ -23,6 +30,7 @@ impl Actor {
         compute: Option<Duration>,
         frame_len: usize,
     ) {
+        let Some(engine) = self.engine.as_ref().filter(|_| !self.is_expired()) else { return };
         let Some(job) = self.jobs.remove(number) else {
             // Replayed, or sent twice as a broker may.
             tracing::debug!(session = %self.record.id, %number, "result of no waiting job dropped");
@@ -31,24 +39,31 @@ impl Actor {
         };
         let start = Instant::now();
         let card = &self.record.facts.card;
-        let label = self.engine.decrypt(card, body).map(|scores| card.label(&scores).to_owned());
-        let decrypt = start.elapsed();
         let session = self.record.id.to_string();
-        let outcome = label.map_err(|error| {
-            let message = format!("the server's answer is not usable: {error}");
-            self.refusal(Code::BadResult, number, message)
-        });
+        let Ok(scores) = engine.decrypt(card, body) else {
+            self.services.audit.record(AuditEvent::frame_refused("result", "not_decrypted"));
+            let refusal = self.refusal(Code::BadResult, number, BAD_RESULT.to_owned());
+            self.decide(number, Outcome::Refusal(refusal), job.reply());
+            return self.fail(BAD_RESULT.to_owned());
+        };
+        let label = card.label(&scores).to_owned();
+        let scores = match self.record.facts.release {
+            Release::Label => None,
+            Release::Scores => Some(scores.values().to_vec()),
+        };
+        let decrypt = start.elapsed();
         let made = job.made.as_ref();
         let total = made.map(|made| made.at.elapsed());
         let parts = made
             .zip(compute)
             .zip(total)
             .map(|((made, compute), total)| total.saturating_sub(made.encrypt + compute + decrypt));
-        let outcome = outcome.map(|label| Answer {
+        let answer = Answer {
             job: number.0,
             session,
             model: self.model.to_string(),
             label,
+            scores,
             timing: Timing {
                 encrypt_us: made.map(|made| micros(made.encrypt)),
                 uplink_us: parts.map(micros),
@@ -63,8 +78,8 @@ impl Actor {
                 frame_down: frame_len,
                 plain: job.plain_len,
             },
-        });
-        self.release(number, outcome, job.reply());
+        };
+        self.decide(number, Outcome::Answer(Box::new(answer)), job.reply());
     }
 
     /// Jobs that were accepted and can't be sent again.
@@ -72,36 +87,25 @@ impl Actor {
         for number in std::mem::take(&mut self.lost) {
             let message = "the disk has lost the job before it was answered".to_owned();
             let refusal = self.refusal(Code::SpoolDamaged, number, message);
-            self.release(number, Err(refusal), None);
+            self.decide(number, Outcome::Refusal(refusal), None);
         }
     }
 
-    /// Publishes a job's outcome, then drops the job from the spool: in this order, so that a
-    /// crash in between repeats an outcome (with the same number) and never loses one.
-    pub(super) fn release(
-        &mut self,
-        number: JobNumber,
-        outcome: Result<Answer, Refusal>,
-        reply: Option<ReplyTo>,
-    ) {
-        let services = Arc::clone(&self.services);
-        let (task, session) = (self.record.facts.task.clone(), self.record.id.clone());
-        self.releases.spawn(async move {
-            let taken = match &outcome {
-                Ok(answer) => services.onboard.answer(&task, answer, reply.as_ref()).await,
-                Err(refusal) => services.onboard.refuse(&task, refusal, reply.as_ref()).await,
-            };
-            if !taken {
+    /// Hands a job's outcome over once those of all earlier jobs are; at once where the newest job
+    /// counts.
+    pub(super) fn decide(&mut self, number: JobNumber, outcome: Outcome, reply: Option<ReplyTo>) {
+        self.decided.insert(number, (outcome, reply));
+        let oldest = match self.order() {
+            Order::OldestFirst => self.jobs.oldest(),
+            Order::NewestFirst => None,
+        };
+        while let Some(entry) = self.decided.first_entry() {
+            if oldest.is_some_and(|oldest| oldest < *entry.key()) {
                 return;
             }
-            services.board.update(&task, |status| match outcome {
-                Ok(_) => status.answered += 1,
-                Err(_) => status.refused += 1,
-            });
-            if let Err(error) = services.spool.remove(&session, number).await {
-                tracing::error!(%session, %number, %error, "an ended job stays in the spool");
-            }
-        });
+            let (number, (outcome, reply)) = entry.remove_entry();
+            self.outbox.push(Some(number), outcome, reply);
+        }
     }
 
     /// A refusal that ends a job.
@@ -111,14 +115,10 @@ impl Actor {
     }
 
     /// Refuses a window that has become no job.
-    pub(super) async fn refuse(&self, code: Code, message: String, reply: Option<&ReplyTo>) {
+    pub(super) fn refuse(&mut self, code: Code, message: String, reply: Option<ReplyTo>) {
         let session = Some(self.record.id.to_string());
-        self.tell(&Refusal { session, ..Refusal::new(code, message) }, reply).await;
-    }
-
-    pub(super) async fn tell(&self, refusal: &Refusal, reply: Option<&ReplyTo>) {
-        self.services.onboard.refuse(&self.record.facts.task, refusal, reply).await;
-        self.services.board.update(&self.record.facts.task, |status| status.refused += 1);
+        let refusal = Refusal { session, ..Refusal::new(code, message) };
+        self.outbox.push(None, Outcome::Refusal(refusal), reply);
     }
 }
 
