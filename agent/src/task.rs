@@ -9,7 +9,7 @@
 //! - what comes before the model is known waits in the task's bounded queue, and a window that no
 //!   session takes yet waits with the task: nothing younger is looked at before it is handed over;
 //! - a window never spans a gap of dropped samples;
-//! - what a person orders is heard before the next input.
+//! - an order is heard before the next input.
 
 mod announcer;
 mod asked;
@@ -48,13 +48,15 @@ const ORDER_QUEUE_LEN: usize = 8;
 /// not followed by the next within less.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a person asks of a task.
+/// What a task is told beside its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Go on with new keys as soon as they are ready.
     Rotate,
     /// Finish what waits and end.
     Close,
+    /// Say that it is not open, if it is not: the broker keeps an earlier state.
+    Restate,
 }
 
 /// What an open task works with.
@@ -104,7 +106,7 @@ pub(crate) type Orders = mpsc::Sender<Order>;
 pub(crate) struct Ears {
     /// Onboard software.
     pub(crate) queue: Receiver,
-    /// People.
+    /// Others.
     pub(crate) orders: mpsc::Receiver<Order>,
 }
 
@@ -209,6 +211,11 @@ impl Task {
         match order {
             Order::Rotate => self.rotate().await,
             Order::Close => self.close(None).await,
+            Order::Restate if self.live == 0 && self.work.is_none() && self.opening.is_none() => {
+                let why = "the agent restarted and has no session of it; open it again".to_owned();
+                self.show("ended", None, Some(why)).await;
+            }
+            Order::Restate => {}
         }
     }
 

@@ -260,11 +260,37 @@ impl Tasks {
     async fn route(&mut self, message: Message) {
         let retained = message.retained;
         let topics = Arc::clone(self.services.onboard.topics());
+        if let Some(id) = topics.parse_state(&message.topic) {
+            if retained {
+                self.restate(&id, &message.payload);
+            }
+            return;
+        }
         let Some((id, verb, request)) = Request::of(message, &topics) else { return };
         if retained && !verb.may_be_retained() {
             tracing::warn!(task = %id, "retained message ignored");
         } else if verb != Verb::Input || !self.declared.contains_key(&id) {
             self.deliver(id, request).await;
+        }
+    }
+
+    /// The broker keeps a state of a task, which may have ended while nobody could be told, or of which
+    /// nothing is kept any more.
+    fn restate(&mut self, id: &TaskId, kept: &[u8]) {
+        #[derive(serde::Deserialize)]
+        struct Kept {
+            state: String,
+        }
+        let is_ended = serde_json::from_slice::<Kept>(kept).map_or(true, |it| it.state == "ended");
+        if is_ended {
+            return;
+        }
+        if !self.queues.contains_key(id) && self.queues.len() < MAX_TASKS {
+            let task = self.task(id);
+            self.start(id.clone(), task);
+        }
+        if let Err(error) = self.directory.order(id, Order::Restate) {
+            tracing::warn!(%error, "the broker may keep a state of a task that is true no more");
         }
     }
 

@@ -112,10 +112,19 @@ impl Topics {
         Some((task.parse().ok()?, verb))
     }
 
-    /// What the agent listens to for all tasks.
+    /// The task whose state is kept at a topic; `None` if none is.
+    #[must_use]
+    pub fn parse_state(&self, topic: &str) -> Option<TaskId> {
+        let rest = topic.strip_prefix(&self.prefix)?.strip_prefix("/task/")?;
+        rest.strip_suffix("/state")?.parse().ok()
+    }
+
+    /// What the agent listens to for all tasks. Their states too, which the broker keeps: an earlier
+    /// run of the agent may have left one that is true no more.
     #[must_use]
     pub fn filters(&self) -> Vec<String> {
-        Verb::ALL.iter().map(|verb| format!("{}/task/+/{}", self.prefix, verb.level())).collect()
+        let levels = Verb::ALL.iter().map(|verb| verb.level()).chain(["state"]);
+        levels.map(|level| format!("{}/task/+/{level}", self.prefix)).collect()
     }
 
     /// Where one task's inputs are published.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use self::world::{Setting, World};
 use super::lifecycle::{DrainReason, EndReason};
+use crate::spool::Order;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a lifetime, and what follows.
@@ -304,4 +305,55 @@ fn what_ends_and_is_not_told_is_told_after_the_next_start() {
     world.check();
     assert_eq!(world.errors(), ["revoked"]);
     assert!(world.vault.load_ended().unwrap().is_empty());
+}
+
+#[test]
+fn a_task_whose_end_could_not_be_told_is_told_after_a_restart() {
+    let mut world = World::active(Setting::default());
+    world.set_onboard(false);
+    world.reboot(false);
+    world.restart();
+    world.set_onboard(true);
+    world.settle();
+    let last = world.heard(|heard| heard.states.last().cloned()).unwrap();
+    assert_eq!(last["state"], "ended");
+    world.check_end();
+}
+
+#[test]
+fn where_the_newest_counts_the_oldest_gives_way_and_both_are_told() {
+    let setting = Setting { order: Order::NewestFirst, spool_bytes: 400, ..Setting::default() };
+    let mut world = World::active(setting);
+    world.server.hold(true);
+    for _ in 0..20 {
+        world.submit();
+        world.settle();
+    }
+    world.check();
+    world.release();
+    world.wait(SECOND * 10);
+    world.check();
+    let answers = world.answers();
+    assert!(answers.len() > 1 && answers.len() < 10, "{answers:?}");
+    assert_eq!(answers, (20 - i64::try_from(answers.len()).unwrap()..20).collect::<Vec<_>>());
+    assert_eq!(world.errors(), vec!["dropped"; 20 - answers.len()]);
+    finish(&world);
+}
+
+#[test]
+fn where_every_job_counts_a_full_spool_refuses_the_newest() {
+    let mut world = World::active(Setting { spool_bytes: 400, ..Setting::default() });
+    world.server.hold(true);
+    for _ in 0..20 {
+        world.submit();
+    }
+    world.check();
+    world.release();
+    world.wait(SECOND * 10);
+    let answers = world.answers();
+    assert!(answers.len() > 1 && answers.len() < 10, "{answers:?}");
+    assert_eq!(answers, (0..i64::try_from(answers.len()).unwrap()).collect::<Vec<_>>());
+    let refusals = world.heard(|heard| heard.refusals.clone());
+    assert_eq!(refusals, vec!["spool_full"; 20 - answers.len()]);
+    finish(&world);
 }

@@ -235,10 +235,14 @@ impl Spool {
 
     /// A spool on a disk in memory, served by a task, which ends with its runtime as with a crash.
     #[cfg(test)]
-    pub(crate) fn in_memory(disk: &crate::disk::memory::MemoryDisk, boot: &BootId) -> Self {
+    pub(crate) fn in_memory(
+        disk: &crate::disk::memory::MemoryDisk,
+        limits: SpoolLimits,
+        boot: &BootId,
+    ) -> Self {
         let (sender, trouble) = watch::channel(None);
         let fresh = Era(u64::from_be_bytes(OsEntropy::bytes().unwrap()));
-        let (path, limits) = (PathBuf::from(SPOOL_FILE), SpoolLimits::default());
+        let path = PathBuf::from(SPOOL_FILE);
         let disk = Arc::new(disk.clone());
         let opened = keeper(disk, &path, limits, boot.to_string(), fresh, 0, sender);
         let (mut keeper, damage) = opened.unwrap();

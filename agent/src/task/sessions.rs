@@ -219,8 +219,11 @@ impl Task {
         let Some(work) = &mut self.work else { return };
         if was_successor {
             work.successor = None;
-            work.retry_at = Some(Instant::now() + RETRY_PAUSE);
-            return self.show_sessions();
+            if let EndReason::Failed(_) = reason {
+                work.retry_at = Some(Instant::now() + RETRY_PAUSE);
+            }
+            self.show_sessions();
+            return self.provide().await;
         }
         if !was_current {
             return;
@@ -234,6 +237,7 @@ impl Task {
             self.suffers_from(Some(why.clone()));
             self.show("opening", None, Some(why)).await;
         }
+        self.show_sessions();
         self.provide().await;
     }
 

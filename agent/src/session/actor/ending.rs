@@ -34,18 +34,22 @@ impl Actor {
         }
         let deadline = tokio::time::sleep(STOP_PATIENCE);
         tokio::pin!(deadline);
-        while !(self.jobs.is_empty() && self.outbox.pending() == 0) && self.cut.is_none() {
+        while !self.is_idle() && self.cut.is_none() {
             self.drive();
             tokio::select! {
                 () = &mut deadline => break,
                 Some(event) = events.recv() => self.event(event).await,
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
-                () = self.outbox.arrived() => {}
+                () = self.outbox.arrived() => self.place_held().await,
             }
         }
         if let Some(reason) = self.cut.take() {
             let ended = self.record.facts.state.cut(reason);
             return self.end(&ended, requests).await;
+        }
+        if !self.held.is_empty() {
+            let windows = self.held.len();
+            tracing::warn!(session = %self.record.id, windows, "windows without a place are lost");
         }
         tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
     }
@@ -72,7 +76,7 @@ impl Actor {
         }
         self.services.uplink.unsubscribe(id.clone()).await;
         requests.close();
-        let mut returned = Vec::new();
+        let mut returned = self.held.take_all();
         while let Ok(request) = requests.try_recv() {
             if let SessionRequest::Submit(input) = request {
                 returned.push(input);

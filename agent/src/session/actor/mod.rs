@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::outcome::refusal_code;
+use self::submitting::Held;
 use super::farewell::Decided;
 use super::jobs::Jobs;
 use super::lifecycle::{CutReason, DrainReason, EndReason, Ended, Lifecycle};
@@ -83,6 +84,7 @@ pub(super) struct Actor {
     /// Outcomes that have to wait for those of earlier jobs.
     decided: Decided,
     outbox: Outbox,
+    held: Held,
     /// Jobs that the disk has lost, until they are told.
     lost: Vec<JobNumber>,
     /// A challenge is being answered.
@@ -133,6 +135,7 @@ impl Actor {
             registration,
             jobs,
             decided: BTreeMap::new(),
+            held: Held::default(),
             lost: waiting.lost,
             attesting: false,
             stands_by,
@@ -171,7 +174,7 @@ impl Actor {
                 () = stop.cancelled() => return self.suspend(events, requests).await,
                 Some(event) = events.recv() => self.event(event).await,
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
-                () = self.outbox.arrived() => {}
+                () = self.outbox.arrived() => self.place_held().await,
                 request = requests.recv(), if takes => match request {
                     Some(SessionRequest::Submit(input)) => self.submit(input).await,
                     Some(SessionRequest::Activate) => self.activate().await,
@@ -218,11 +221,14 @@ impl Actor {
             return Some(state.cut(reason));
         }
         match state {
-            Lifecycle::Draining(draining) if self.jobs.is_empty() && self.outbox.pending() == 0 => {
-                Some(draining.drained())
-            }
+            Lifecycle::Draining(draining) if self.is_idle() => Some(draining.drained()),
             _ => None,
         }
+    }
+
+    /// Whether nothing waits any more.
+    fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.outbox.pending() == 0 && self.held.is_empty()
     }
 
     fn is_expired(&self) -> bool {

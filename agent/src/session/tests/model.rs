@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::world::{Setting, World};
 use super::{LONG, finish};
+use crate::spool::{Order, SpoolLimits};
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -61,8 +62,16 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn setting() -> impl Strategy<Value = Setting> {
-    (prop_oneof![1 => Just(4_u64), 1 => Just(1000)], 0..2_usize)
-        .prop_map(|(budget, warm)| Setting { budget, warm, ..Setting::default() })
+    let budgets = prop_oneof![Just(4_u64), Just(1000)];
+    let orders = prop_oneof![Just(Order::OldestFirst), Just(Order::NewestFirst)];
+    let sizes = prop_oneof![Just(250_u64), Just(SpoolLimits::default().max_bytes)];
+    (budgets, 0..2_usize, orders, sizes).prop_map(|(budget, warm, order, spool_bytes)| Setting {
+        budget,
+        warm,
+        order,
+        spool_bytes,
+        ..Setting::default()
+    })
 }
 
 fn apply(world: &mut World, event: &Event) {

@@ -2,7 +2,7 @@
 //! unless all wait. Each run of the agent has an async runtime of its own: dropping that is `kill -9`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use crate::onboard::{Onboard, ReleaseStep, Topics};
 use crate::secrets::VaultKey;
 use crate::services::Services;
 use crate::session::registry::SessionRegistry;
-use crate::spool::Spool;
+use crate::spool::{Order, Spool, SpoolLimits};
 use crate::status::{StatusBoard, TaskStatus};
 use crate::tasks::Tasks;
 use crate::ttl::Lifetimes;
@@ -44,8 +44,8 @@ use crate::warm::{WarmParts, WarmPool};
 const BEGIN: Duration = Duration::from_secs(1_790_000_000);
 const PREFIX: &str = "moai";
 const TASK: &str = "arm";
-/// Refusals of windows that became no job.
-const WINDOW_CODES: [&str; 4] = ["not_open", "backlog_full", "not_encrypted", "not_spooled"];
+/// Where whoever hands windows over wants their outcomes too.
+const REPLIES: &str = "windows/outcomes";
 
 /// What may be configured.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +53,19 @@ pub(super) struct Setting {
     pub(super) ttl: Duration,
     pub(super) budget: u64,
     pub(super) warm: usize,
+    pub(super) order: Order,
+    pub(super) spool_bytes: u64,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { ttl: Duration::from_mins(1), budget: 1000, warm: 0 }
+        Self {
+            ttl: Duration::from_mins(1),
+            budget: 1000,
+            warm: 0,
+            order: Order::OldestFirst,
+            spool_bytes: SpoolLimits::default().max_bytes,
+        }
     }
 }
 
@@ -79,9 +87,13 @@ pub(super) struct Heard {
     pub(super) jobs: BTreeMap<JobName, End>,
     /// Codes of refusals that name no job.
     pub(super) refusals: Vec<String>,
+    /// How many of them were for windows.
+    refused_windows: usize,
     pub(super) states: Vec<Value>,
     /// The newest job of each session in this run of the agent.
     newest: BTreeMap<String, u64>,
+    /// Jobs may end in another order than that of their numbers.
+    is_unordered: bool,
     /// All outcomes, with their topics.
     published: Vec<(String, Bytes)>,
 }
@@ -145,7 +157,7 @@ impl Clock for LifeClock {
     }
 
     fn unix(&self) -> Duration {
-        let jump = Duration::from_secs(self.jump.load(Ordering::Relaxed));
+        let jump = Duration::from_secs(self.jump.load(Relaxed));
         self.booted + self.ran + self.started.elapsed() + jump
     }
 
@@ -154,8 +166,8 @@ impl Clock for LifeClock {
     }
 }
 
-fn message(topic: String, payload: impl Into<Bytes>) -> LinkEvent {
-    LinkEvent::Message(Message {
+fn message(topic: String, payload: impl Into<Bytes>) -> Message {
+    Message {
         topic,
         payload: payload.into(),
         retained: false,
@@ -163,7 +175,7 @@ fn message(topic: String, payload: impl Into<Bytes>) -> LinkEvent {
         response_topic: None,
         correlation_data: None,
         receipt: None,
-    })
+    }
 }
 
 impl World {
@@ -180,7 +192,10 @@ impl World {
             faults,
             disk: MemoryDisk::default(),
             scratch: tempfile::tempdir().unwrap(),
-            heard: Arc::default(),
+            heard: Arc::new(Mutex::new(Heard {
+                is_unordered: setting.order == Order::NewestFirst,
+                ..Heard::default()
+            })),
             links: Links { uplink: up(), onboard: up() },
             booted: BEGIN,
             ran: Duration::ZERO,
@@ -260,7 +275,7 @@ impl World {
         let ttl = self.setting.ttl;
         let onboard =
             Onboard::new(onboard_link, topics, state, echoes, stop.clone(), |_: ReleaseStep| {});
-        let spool = Spool::in_memory(&self.disk, &self.boot());
+        let spool = self.spool();
         tokio::spawn(listener.run(onboard.clone(), spool.clone()));
         let services = Arc::new(Services {
             clock: clock.clone(),
@@ -273,7 +288,7 @@ impl World {
             attester: None,
             audit,
             conditions: Conditions::default(),
-            orders: BTreeMap::new(),
+            orders: [(TASK.parse().unwrap(), self.setting.order)].into(),
             max_age: Duration::from_hours(4),
             lifetimes: Lifetimes { general: ttl, sensitive: ttl, long: ttl },
             decryption_budget: self.setting.budget,
@@ -286,11 +301,14 @@ impl World {
         uplink_far.send(LinkEvent::Up).await.unwrap();
         let catalogue = self.server.catalogue(clock.unix());
         uplink_far.send(LinkEvent::Message(catalogue)).await.unwrap();
-        if !self.links.uplink.load(Ordering::Relaxed) {
+        if !self.links.uplink.load(Relaxed) {
             uplink_far.send(down()).await.unwrap();
         }
-        let is_up = self.links.onboard.load(Ordering::Relaxed);
+        let is_up = self.links.onboard.load(Relaxed);
         onboard_far.send(if is_up { LinkEvent::Up } else { down() }).await.unwrap();
+        if is_up && let Some(kept) = self.kept_state() {
+            onboard_far.send(kept).await.unwrap();
+        }
         let mut tasks = Tasks::new(Arc::clone(&services), &[], link_state);
         tasks.resume().await.unwrap();
         let tasks = tokio::spawn(tasks.run(onboard_events));
@@ -311,7 +329,7 @@ impl World {
                 if active(&records(&vault)) > 1 {
                     faults.add("two sessions of a task are active");
                 }
-                if !up.load(Ordering::Relaxed) {
+                if !up.load(Relaxed) {
                     publication.refuse(PublishError::Down);
                     continue;
                 }
@@ -338,10 +356,10 @@ impl World {
             let before = heard.lock().unwrap_or_else(PoisonError::into_inner).published.clone();
             echoes.tell(LinkEvent::Up).await;
             for (topic, payload) in before {
-                echoes.tell(message(topic, payload)).await;
+                echoes.tell(LinkEvent::Message(message(topic, payload))).await;
             }
             while let Some(publication) = far.next().await {
-                if !up.load(Ordering::Relaxed) {
+                if !up.load(Relaxed) {
                     publication.refuse(PublishError::Down);
                     continue;
                 }
@@ -350,10 +368,22 @@ impl World {
                     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
                     heard.take(publication.outgoing(), &faults);
                 }
-                echoes.tell(message(topic, payload)).await;
+                echoes.tell(LinkEvent::Message(message(topic, payload))).await;
                 publication.accept();
             }
         }
+    }
+
+    fn spool(&self) -> Spool {
+        let limits = SpoolLimits { max_bytes: self.setting.spool_bytes, ..SpoolLimits::default() };
+        Spool::in_memory(&self.disk, limits, &self.boot())
+    }
+
+    /// The task's state, which the onboard broker has retained.
+    fn kept_state(&self) -> Option<LinkEvent> {
+        let state = self.heard(|heard| heard.states.last().map(ToString::to_string))?;
+        let kept = message(format!("{PREFIX}/task/{TASK}/state"), state);
+        Some(LinkEvent::Message(Message { retained: true, ..kept }))
     }
 
     fn boot(&self) -> BootId {
@@ -390,7 +420,9 @@ impl World {
     }
 
     fn say(&self, verb: &str, payload: String) {
-        let event = message(format!("{PREFIX}/task/{TASK}/{verb}"), payload);
+        let mut message = message(format!("{PREFIX}/task/{TASK}/{verb}"), payload);
+        message.response_topic = (verb == "input").then(|| REPLIES.to_owned());
+        let event = LinkEvent::Message(message);
         let onboard = self.life().run.onboard.clone();
         self.run(async move { onboard.send(event).await.unwrap() });
     }
@@ -417,7 +449,7 @@ impl World {
 
     fn tell(&self, messages: impl IntoIterator<Item = Message>) {
         let uplink = self.life().run.uplink.clone();
-        if !self.links.uplink.load(Ordering::Relaxed) {
+        if !self.links.uplink.load(Relaxed) {
             return;
         }
         let events: Vec<_> = messages.into_iter().map(LinkEvent::Message).collect();
@@ -450,7 +482,7 @@ impl World {
     }
 
     pub(super) fn set_uplink(&self, up: bool) {
-        if self.links.uplink.swap(up, Ordering::Relaxed) != up {
+        if self.links.uplink.swap(up, Relaxed) != up {
             let events = self.life().run.uplink.clone();
             let event = if up { LinkEvent::Up } else { down() };
             self.run(async move { events.send(event).await.unwrap() });
@@ -458,10 +490,15 @@ impl World {
     }
 
     pub(super) fn set_onboard(&self, up: bool) {
-        if self.links.onboard.swap(up, Ordering::Relaxed) != up {
+        if self.links.onboard.swap(up, Relaxed) != up {
             let events = self.life().run.onboard.clone();
             let event = if up { LinkEvent::Up } else { down() };
-            self.run(async move { events.send(event).await.unwrap() });
+            let kept = self.kept_state().filter(|_| up);
+            self.run(async move {
+                for event in [event].into_iter().chain(kept) {
+                    events.send(event).await.unwrap();
+                }
+            });
         }
     }
 
@@ -486,7 +523,7 @@ impl World {
 
     /// The wall clock jumps ahead, the server's too.
     pub(super) fn jump(&self, by: Duration) {
-        self.jump.fetch_add(by.as_secs(), Ordering::Relaxed);
+        self.jump.fetch_add(by.as_secs(), Relaxed);
     }
 
     fn unix(&self) -> Duration {
@@ -535,8 +572,7 @@ impl World {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).newest.clear();
         // Whatever is neither told nor in the spool was in memory only.
         let aside = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let waiting = aside
-            .block_on(async { self.waiting(&Spool::in_memory(&self.disk, &self.boot())).await });
+        let waiting = aside.block_on(async { self.waiting(&self.spool()).await });
         drop(aside);
         self.lost += self.unaccounted(&waiting);
         self.start();
@@ -618,10 +654,7 @@ impl World {
 
     /// Windows of which nothing is known.
     fn unaccounted(&self, waiting: &BTreeSet<JobName>) -> u64 {
-        let known = self.heard(|heard| {
-            let is_window = |code: &&String| WINDOW_CODES.contains(&code.as_str());
-            heard.jobs.len() + heard.refusals.iter().filter(is_window).count() + waiting.len()
-        });
+        let known = self.heard(|heard| heard.jobs.len() + heard.refused_windows + waiting.len());
         let known = u64::try_from(known).unwrap() + self.lost;
         assert!(known <= self.submitted, "{known} ends of {} windows", self.submitted);
         self.submitted - known
@@ -653,7 +686,7 @@ impl World {
         let waiting = self.run(self.waiting(&services.spool));
         let unaccounted = self.unaccounted(&waiting);
         // Without a session windows wait with the task.
-        if self.links.onboard.load(Ordering::Relaxed) && self.task().session.is_some() {
+        if self.links.onboard.load(Relaxed) && self.task().session.is_some() {
             assert_eq!(unaccounted, 0, "windows are lost; {waiting:?} wait");
         }
     }
@@ -685,6 +718,10 @@ fn active(records: &[SessionRecord]) -> usize {
 impl Heard {
     fn take(&mut self, outgoing: &Outgoing, faults: &Faults) {
         let body: Value = serde_json::from_slice(&outgoing.payload).unwrap();
+        if outgoing.topic == REPLIES {
+            self.refused_windows += usize::from(body["job"].is_null());
+            return;
+        }
         let Some(leaf) = outgoing.topic.strip_prefix(&format!("{PREFIX}/task/{TASK}/")) else {
             return;
         };
@@ -698,7 +735,7 @@ impl Heard {
             return self.refusals.push(code);
         };
         let newest = self.newest.entry(session.to_owned()).or_default();
-        if *newest >= job {
+        if *newest >= job && !self.is_unordered {
             faults.add(format!("job {job} of {session} ends after job {newest}"));
         }
         *newest = job;
