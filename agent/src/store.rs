@@ -6,6 +6,7 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -73,7 +74,12 @@ pub fn open(path: &Path) -> Result<Database, StoreError> {
         database.check_integrity()?;
         Ok(database)
     };
-    open(file).map_err(|source| {
+    // The library panics at some damage that it meets before it compares checksums.
+    let opened = catch_unwind(|| open(file)).unwrap_or_else(|_| {
+        let what = "its pages do not make sense".to_owned();
+        Err(DatabaseError::Storage(StorageError::Corrupted(what)))
+    });
+    opened.map_err(|source| {
         let path = path.to_owned();
         if is_damage(&source) {
             StoreError::Damaged { path, source }

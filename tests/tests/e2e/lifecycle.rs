@@ -78,7 +78,7 @@ async fn a_revoked_task_loses_its_keys_everywhere_and_goes_on_with_others() -> R
     let revoked = stage.robot.agent.command(&["task", "revoke", ARM]).await?.success()?;
     assert!(revoked.text().contains(&first), "{}", revoked.text());
     let server = stage.compute.process()?;
-    let line = server.wait_for_line("session deleted by its robot, keys deleted", SLOW).await?;
+    let line = server.wait_for_line("session and keys deleted", SLOW).await?;
     assert!(line.contains(&first), "{line}");
     let second = stage.active_session().await?;
     assert_ne!(first, second);
@@ -117,7 +117,7 @@ async fn an_emergency_ends_every_session_and_begins_an_epoch() -> Result<()> {
 
     stage.compute.process()?.thaw()?;
     let server = stage.compute.process()?;
-    let line = server.wait_for_line("session deleted by its robot, keys deleted", SLOW).await?;
+    let line = server.wait_for_line("session and keys deleted", SLOW).await?;
     assert!(line.contains(&first), "{line}");
     let second = stage.active_session().await?;
     assert_ne!(first, second);

@@ -22,6 +22,13 @@ async fn die_with_jobs(stage: &mut Stage, jobs: usize) -> Result<String> {
     Ok(session)
 }
 
+/// Starts the agent, whose health will not be up.
+fn start_damaged(stage: &mut Stage) -> Result<()> {
+    let log = stage.robot.agent.spawn()?.log().clone();
+    stage.robot.onboard.client.show_on_failure(&log);
+    Ok(())
+}
+
 async fn audited(stage: &Stage, event: &str) -> Result<()> {
     let shown = stage.robot.agent.command(&["audit", "show"]).await?.success()?.text();
     ensure!(shown.contains(event), "{shown}");
@@ -97,7 +104,7 @@ async fn a_damaged_spool_costs_the_damaged_job_and_no_number_comes_twice() -> Re
     bytes[first_job + 40] ^= 1;
     fs::write(&path, &bytes)?;
 
-    stage.robot.start_agent().await?;
+    start_damaged(&mut stage)?;
     stage.compute.process()?.thaw()?;
     for _ in 0..2 {
         stage.robot.onboard.result(ARM).await?;
@@ -106,17 +113,11 @@ async fn a_damaged_spool_costs_the_damaged_job_and_no_number_comes_twice() -> Re
     health_says(&stage, "spool: it was damaged").await?;
     ensure!(kept_copy(&stage, "spool.log.damaged-")? == bytes);
 
-    stage.submit(&trials()?[3]).await?;
-    assert_eq!(stage.robot.onboard.error(ARM).await?["code"], "not_spooled");
-    let another = loop {
-        let active = stage.active_session().await?;
-        if active != session {
-            break active;
-        }
-    };
+    // Nobody knows which numbers the session has given out: it takes no more windows.
     stage.submit(&trials()?[3]).await?;
     let result = stage.robot.onboard.result(ARM).await?;
-    assert_eq!((&result["job"], &result["session"]), (&1.into(), &another.into()));
+    assert_eq!(result["job"], 1);
+    assert_ne!(result["session"], session.as_str());
     assert_eq!(numbers(&stage.close_arm().await?), [1, 2, 3]);
     Ok(())
 }
@@ -129,7 +130,7 @@ async fn a_damaged_vault_ends_its_sessions_and_each_job_is_told() -> Result<()> 
     let garbage = vec![0xa5; 64 * 1024];
     fs::write(&path, &garbage)?;
 
-    stage.robot.start_agent().await?;
+    start_damaged(&mut stage)?;
     stage.compute.process()?.thaw()?;
     for job in 1..=2 {
         let error = stage.robot.onboard.error(ARM).await?;

@@ -91,13 +91,14 @@ async fn work(mut server: Subject, arrived: Arc<AtomicUsize>) -> (Vec<u8>, usize
     }
 }
 
-/// A robot: opens, sends what is missing, opens again, until all is registered.
+/// A robot: opens, sends what is missing, opens again, until all is registered. Returns the robot, and
+/// what ends the worker's part.
 async fn upload(
     mut robot: Subject,
     key: Bytes,
     progress: tokio::sync::watch::Sender<u64>,
     sent: Arc<AtomicUsize>,
-) {
+) -> (Subject, Outgoing) {
     let manifest =
         chunk::manifest(context(), Duration::from_mins(1), SESSION.public(), &key, 1).unwrap();
     let mut sender = ChunkSender::new(key, manifest).unwrap();
@@ -155,8 +156,7 @@ async fn upload(
     }
     let worker = sender.worker().unwrap().clone();
     let topic = topic(|identity, session| Topic::Delete { identity, worker, session });
-    robot.link.publish(framed(&topic, &frame(FrameKind::Delete, []))).await.unwrap();
-    robot.close().await;
+    (robot, framed(&topic, &frame(FrameKind::Delete, [])))
 }
 
 /// A key of some length.
@@ -182,7 +182,7 @@ struct Transfer {
     sent: Arc<AtomicUsize>,
     seen: tokio::sync::watch::Receiver<u64>,
     working: JoinHandle<(Vec<u8>, usize)>,
-    uploading: JoinHandle<()>,
+    uploading: JoinHandle<(Subject, Outgoing)>,
 }
 
 impl Transfer {
@@ -218,8 +218,17 @@ impl Transfer {
     /// Waits until the worker has the key, and checks it; returns how many chunks were sent, and how
     /// many of them the worker had already.
     async fn end(self) -> (usize, usize) {
-        tokio::time::timeout(PATIENCE, self.uploading).await.expect("it does not end").unwrap();
-        let (received, duplicates) = self.working.await.unwrap();
+        let uploaded = tokio::time::timeout(PATIENCE, self.uploading).await;
+        let (robot, delete) = uploaded.expect("it does not end").unwrap();
+        let mut working = self.working;
+        let (received, duplicates) = loop {
+            // What the broker acknowledges is lost if the worker is away just then.
+            let _ = robot.link.publish(delete.clone()).await;
+            if let Ok(done) = tokio::time::timeout(REOPEN_AFTER, &mut working).await {
+                break done.unwrap();
+            }
+        };
+        robot.close().await;
         assert!(received == self.key, "another key arrived");
         (self.sent.load(Ordering::SeqCst), duplicates)
     }
