@@ -115,6 +115,46 @@ fn a_session_that_ends_before_its_successor_is_ready_leaves_it_the_windows() {
 }
 
 #[test]
+fn after_an_hour_without_the_uplink_all_is_answered_in_order_and_once() {
+    let four_hours = Duration::from_hours(4);
+    let mut world = World::active(Setting { ttl: four_hours, ..Setting::default() });
+    world.set_uplink(false);
+    for _ in 0..60 {
+        world.submit();
+        world.wait(Duration::from_mins(1));
+    }
+    world.check();
+    assert!(world.answers().is_empty());
+    world.set_uplink(true);
+    world.wait(SECOND * 10);
+    world.check();
+    assert_eq!(world.answers(), (0..60).collect::<Vec<_>>());
+    assert!(world.heard(|heard| heard.refusals.is_empty()));
+    finish(&world);
+}
+
+#[test]
+fn after_an_hour_without_the_uplink_what_is_past_its_sessions_time_is_told() {
+    let half_an_hour = Duration::from_mins(30);
+    let mut world = World::active(Setting { ttl: half_an_hour, ..Setting::default() });
+    world.set_uplink(false);
+    for _ in 0..60 {
+        world.submit();
+        world.wait(Duration::from_mins(1));
+    }
+    world.check();
+    world.set_uplink(true);
+    world.wait(SECOND * 10);
+    world.check();
+    let answers = world.answers();
+    let answered = i64::try_from(answers.len()).unwrap();
+    assert!(answered >= 5, "{answers:?}");
+    assert_eq!(answers, (60 - answered..60).collect::<Vec<_>>(), "the newest, all of them");
+    assert_eq!(world.errors(), vec!["expired"; 60 - answers.len()]);
+    finish(&world);
+}
+
+#[test]
 fn a_used_up_budget_changes_the_session_and_no_window_is_refused() {
     let mut world = World::active(Setting { budget: 5, ..Setting::default() });
     world.server.hold(true);

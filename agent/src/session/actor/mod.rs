@@ -14,6 +14,7 @@ use moai_transport::chunk;
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, JobNumber, ModelId, WorkerId};
 use moai_transport::keys::SessionSigningKey;
+use moai_transport::link::PublishError;
 use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest};
 use moai_transport::topic::Topic;
 use tokio::sync::mpsc;
@@ -542,6 +543,8 @@ impl Actor {
             Done::Keys(keys) => self.keys_ready(keys).await,
             Done::Chunk { index, sent } => self.registration.chunk_done(index, sent.is_ok(), now),
             Done::Job { number, sent: Ok(frame_len) } => self.jobs.note_frame(number, frame_len),
+            // The link tells when it is up again; then all jobs go again.
+            Done::Job { sent: Err(SendError::Publish(PublishError::Down)), .. } => {}
             Done::Job { number, sent: Err(error) } => {
                 tracing::debug!(session = %self.record.id, %number, %error, "job not sent yet");
                 self.jobs.retry(number, now, BUSY_PAUSE);
