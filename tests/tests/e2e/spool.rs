@@ -22,13 +22,6 @@ async fn die_with_jobs(stage: &mut Stage, jobs: usize) -> Result<String> {
     Ok(session)
 }
 
-/// Starts the agent, whose health will not be up.
-fn start_damaged(stage: &mut Stage) -> Result<()> {
-    let log = stage.robot.agent.spawn()?.log().clone();
-    stage.robot.onboard.client.show_on_failure(&log);
-    Ok(())
-}
-
 async fn audited(stage: &Stage, event: &str) -> Result<()> {
     let shown = stage.robot.agent.command(&["audit", "show"]).await?.success()?.text();
     ensure!(shown.contains(event), "{shown}");
@@ -104,7 +97,7 @@ async fn a_damaged_spool_costs_the_damaged_job_and_no_number_comes_twice() -> Re
     bytes[first_job + 40] ^= 1;
     fs::write(&path, &bytes)?;
 
-    start_damaged(&mut stage)?;
+    stage.start_ailing_agent()?;
     stage.compute.process()?.thaw()?;
     for _ in 0..2 {
         stage.robot.onboard.result(ARM).await?;
@@ -130,7 +123,7 @@ async fn a_damaged_vault_ends_its_sessions_and_each_job_is_told() -> Result<()> 
     let garbage = vec![0xa5; 64 * 1024];
     fs::write(&path, &garbage)?;
 
-    start_damaged(&mut stage)?;
+    stage.start_ailing_agent()?;
     stage.compute.process()?.thaw()?;
     for job in 1..=2 {
         let error = stage.robot.onboard.error(ARM).await?;

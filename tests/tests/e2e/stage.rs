@@ -55,6 +55,13 @@ pub(crate) async fn turn() -> Result<SemaphorePermit<'static>> {
 }
 
 impl Stage {
+    /// Starts the agent, whose health will not be up.
+    pub(crate) fn start_ailing_agent(&mut self) -> Result<()> {
+        let log = self.robot.agent.spawn()?.log().clone();
+        self.robot.onboard.client.show_on_failure(&log);
+        Ok(())
+    }
+
     /// Opens [`ARM`] and waits until its session is active; returns the session's id.
     pub(crate) async fn open_arm(&self) -> Result<String> {
         self.robot.onboard.open(ARM, QUICK).await?;
