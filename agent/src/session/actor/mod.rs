@@ -543,14 +543,14 @@ impl Actor {
             Done::Keys(keys) => self.keys_ready(keys).await,
             Done::Chunk { index, sent } => self.registration.chunk_done(index, sent.is_ok(), now),
             Done::Job { number, sent: Ok(frame_len) } => self.jobs.note_frame(number, frame_len),
-            // The link tells when it is up again; then all jobs go again.
-            Done::Job { sent: Err(SendError::Publish(PublishError::Down)), .. } => {}
+            // A link that is down tells when it is up again; then all jobs go again.
+            Done::Job { sent: Err(SendError::Publish(PublishError::Down)), .. }
+            | Done::Opened(Ok(_)) => {}
             Done::Job { number, sent: Err(error) } => {
                 tracing::debug!(session = %self.record.id, %number, %error, "job not sent yet");
                 self.jobs.retry(number, now, BUSY_PAUSE);
             }
             Done::Attested(outcome) => self.attested(outcome).await,
-            Done::Opened(Ok(_)) => {}
             Done::Opened(Err(error @ SendError::Frame(_))) => {
                 tracing::warn!(session = %self.record.id, %error, "open cannot be sent; trying again");
             }
