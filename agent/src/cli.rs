@@ -26,6 +26,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
+use crate::engines::{Engines, FheEngines};
 use crate::failure::LastFailure;
 use crate::identity::IdentityError;
 use crate::onboard::ReleaseStep;
@@ -42,6 +43,8 @@ pub struct Hooks {
     pub release_step: fn(ReleaseStep),
     /// Where time comes from.
     pub clock: fn() -> Arc<dyn Clock>,
+    /// Where sessions get their engine.
+    pub engines: fn() -> Arc<dyn Engines>,
 }
 
 impl Default for Hooks {
@@ -51,6 +54,7 @@ impl Default for Hooks {
             rotation_step: |_| {},
             release_step: |_| {},
             clock: || Arc::new(SystemClock),
+            engines: || Arc::new(FheEngines),
         }
     }
 }

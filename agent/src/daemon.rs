@@ -32,7 +32,7 @@ use crate::control::ControlSocket;
 use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
 use crate::echoes::Echoes;
-use crate::engines::{Engines, FheEngines};
+use crate::engines::Engines;
 use crate::failure::LastFailure;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
@@ -138,7 +138,7 @@ async fn work(
     tokio::spawn(listener.run(onboard.clone(), spool.clone()));
 
     let registry = SessionRegistry::default();
-    let engines: Arc<dyn Engines> = Arc::new(FheEngines);
+    let engines = (hooks.engines)();
     let warm = begin_warm(config, &vault, custody.custodian(), &engines, &clock, &registry, &stop)?;
     let services = Arc::new(Services {
         clock,

@@ -74,12 +74,14 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts the robot's own broker: plain TCP, anybody on loopback.
+    /// Starts the robot's own broker: plain TCP, anybody on loopback; `options` are lines of
+    /// mosquitto's configuration.
     ///
     /// # Errors
     /// mosquitto is not installed or does not come up.
-    pub async fn onboard(directory: &Path) -> Result<Self> {
-        Self::start("onboard-broker", directory, "allow_anonymous true\n").await
+    pub async fn onboard(directory: &Path, options: &str) -> Result<Self> {
+        let options = format!("allow_anonymous true\n{options}");
+        Self::start("onboard-broker", directory, &options).await
     }
 
     /// Starts the broker of the uplink: mTLS with certificates of `pki`.

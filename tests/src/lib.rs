@@ -32,6 +32,7 @@ pub mod compute;
 pub mod demo;
 pub mod dump;
 pub mod faults;
+pub mod inside;
 pub mod log;
 pub mod moto;
 pub mod mqtt;
@@ -47,7 +48,9 @@ pub mod robot;
 pub mod scan;
 pub mod settings;
 pub mod softhsm;
+pub mod stream;
 pub mod swtpm;
+pub mod tiny;
 pub mod world;
 
 use std::net::Ipv4Addr;

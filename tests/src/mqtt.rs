@@ -301,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_wait_consumes_and_a_failed_wait_shows_what_came_instead() {
         let scratch = tempfile::tempdir().unwrap();
-        let broker = Broker::onboard(scratch.path()).await.unwrap();
+        let broker = Broker::onboard(scratch.path(), "").await.unwrap();
         let client = client(&broker).await;
         client.show_on_failure(broker.process().unwrap().log());
         client.subscribe("t/+").await.unwrap();

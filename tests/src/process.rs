@@ -332,6 +332,25 @@ impl Process {
         Ok(Memory { resident_kib: kib("VmRSS:")?, peak_kib: kib("VmHWM:")? })
     }
 
+    /// The processor time that the process has used.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn processor_time(&self) -> Result<Duration> {
+        /// The kernel's unit for programs (`USER_HZ`).
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id))?;
+        let parse = || {
+            // The name of the program is in parentheses and may hold spaces; after it come the
+            // fields from the third on (proc(5)): user and system time are the 14th and the 15th.
+            let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+            let user: u32 = fields.next()?.parse().ok()?;
+            let system: u32 = fields.next()?.parse().ok()?;
+            Some(TICK * (user + system))
+        };
+        parse().with_context(|| format!("{} shows no times any more", self.log.name()))
+    }
+
     async fn end(&self, signal: Signal, limit: Duration) -> Result<ExitStatus> {
         match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => self.wait(limit).await,

@@ -28,6 +28,8 @@ pub struct Blueprint {
     pub server_key: PathBuf,
     /// Snippets of configuration, laid over the harness's one by one.
     pub agent_toml: Vec<String>,
+    /// Lines of the configuration of its own broker.
+    pub broker_options: String,
 }
 
 /// Where a robot's identity key is.
@@ -58,10 +60,17 @@ impl Robot {
     /// # Errors
     /// A process does not come up.
     pub async fn build(blueprint: Blueprint) -> Result<Self> {
-        let Blueprint { identity, directory, uplink_port, identity_key, server_key, agent_toml } =
-            blueprint;
+        let Blueprint {
+            identity,
+            directory,
+            uplink_port,
+            identity_key,
+            server_key,
+            agent_toml,
+            broker_options,
+        } = blueprint;
         let tpm = Swtpm::start(&directory.join("tpm")).await?;
-        let broker = Broker::onboard(&directory.join("broker")).await?;
+        let broker = Broker::onboard(&directory.join("broker"), &broker_options).await?;
         let onboard = Onboard::connect(broker.port()).await?;
         let agent = directory.join("agent");
         let mut settings = Settings::default();

@@ -51,6 +51,7 @@ pub struct Builder {
     models: PathBuf,
     agent_toml: Vec<String>,
     server_toml: Vec<String>,
+    onboard_broker: String,
     workers: usize,
     proxied: bool,
     durable: bool,
@@ -84,6 +85,7 @@ impl World {
             models: crate::repository().join("server/models"),
             agent_toml: Vec::new(),
             server_toml: Vec::new(),
+            onboard_broker: String::new(),
             workers: 1,
             proxied: false,
             durable: false,
@@ -110,6 +112,7 @@ impl World {
             identity_key: identity_key(&self.pki, identity, self.software_key)?,
             server_key: self.pki.server_key(),
             agent_toml: self.agent_toml.clone(),
+            broker_options: String::new(),
         })
         .await
     }
@@ -210,6 +213,13 @@ impl Builder {
         self
     }
 
+    /// Lines of mosquitto's configuration for the robot's own broker.
+    #[must_use]
+    pub fn onboard_broker(mut self, options: &str) -> Self {
+        options.clone_into(&mut self.onboard_broker);
+        self
+    }
+
     /// The log level of agent and server; tests run at "trace" (the agent with the trace of its TPM library) unless told otherwise.
     #[must_use]
     pub fn log_level(self, level: &str) -> Self {
@@ -304,6 +314,7 @@ impl Builder {
             server_key: pki.server_key(),
             identity: self.identity,
             agent_toml: self.agent_toml.clone(),
+            broker_options: self.onboard_broker,
         })
         .await?;
         let (agent_toml, software_key) = (self.agent_toml, self.software_key);

@@ -6,6 +6,8 @@
 //!   `retired`) is durable, or a job's outcome is `decided` or `published`.
 //! - `MOAI_TEST_CLOCK=FILE`: the wall clock is ahead by so many seconds as the file says, if it is
 //!   there.
+//! - `MOAI_TEST_ENGINE=tiny`: sessions get the engine of [`moai_tests::tiny`] instead of one with real
+//!   keys.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 use moai_agent::cli::{self, Hooks};
 use moai_agent::clock::{BootInstant, Clock, SystemClock};
+use moai_agent::engines::{Engines, FheEngines};
+use moai_tests::tiny::TinyEngines;
 use rustix::process::{Signal, getpid, kill_process};
 
 fn main() -> ExitCode {
@@ -22,7 +26,16 @@ fn main() -> ExitCode {
         rotation_step: |step| kill_at(&step.to_string()),
         release_step: |step| kill_at(&step.to_string()),
         clock: || Arc::new(WrongClock),
+        engines,
     })
+}
+
+fn engines() -> Arc<dyn Engines> {
+    if std::env::var_os("MOAI_TEST_ENGINE").is_some_and(|value| value == "tiny") {
+        Arc::new(TinyEngines)
+    } else {
+        Arc::new(FheEngines)
+    }
 }
 
 fn kill_at(step: &str) {

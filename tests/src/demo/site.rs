@@ -196,6 +196,7 @@ async fn robot(directory: &Path, pki: &Pki, broker: &Broker) -> Result<Robot> {
         identity_key: IdentityKey::Tpm(pki.authority()),
         server_key: pki.server_key(),
         agent_toml: vec![LOG.to_owned()],
+        broker_options: String::new(),
     })
     .await
 }

@@ -26,6 +26,7 @@ mod secrecy;
 mod service;
 mod spool;
 mod stage;
+mod stream;
 mod supervision;
 mod tenants;
 mod workers;

@@ -1,31 +1,20 @@
 //! The service itself, in this process, with an engine that does what a test wants of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use moai_server::audit::{Audit, AuditTarget};
+use anyhow::Result;
 use moai_server::engine::{Engine, EngineError, PreparedKeys};
-use moai_server::service::{Parts, Service, ServiceSettings, Trust};
-use moai_server::store::{Budget, DirectoryStore, UnixMillis};
-use moai_server::tenants::TenantRules;
 use moai_tests::World;
-use moai_tests::broker::SERVER;
-use moai_tests::compute::WORKER_STATUS;
+use moai_tests::inside::{Inside, Limits};
 use moai_tests::process::STEP;
 use moai_transport::chunk::manifest;
 use moai_transport::frame::{Claims, Frame, FrameKind};
-use moai_transport::ids::{ContextId, ModelId, SessionId, WorkerId};
+use moai_transport::ids::{ContextId, ModelId, SessionId};
 use moai_transport::keys::SessionSigningKey;
-use moai_transport::link::{self, Endpoint, LinkConfig, Qos};
 use moai_transport::message::{ErrorBody, ErrorCode};
-use moai_transport::tls::client_config;
-use moai_transport::topic::{Topic, worker_filters};
-use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use moai_transport::topic::Topic;
 
 use crate::played::{Played, context};
 use crate::stage::{QUICK, Stage, start};
@@ -108,77 +97,18 @@ impl PreparedKeys for Backwards {
     }
 }
 
-/// A service in this process, in the place of the world's own.
-struct Inside {
+/// A service in this process, behind a gate.
+struct Gated {
     gate: Arc<Gate>,
-    worker: WorkerId,
-    store: PathBuf,
-    _stop: [DropGuard; 2],
+    inside: Inside,
 }
 
-impl Inside {
+impl Gated {
     async fn start(stage: &mut Stage, max_jobs: usize, max_prepared: usize) -> Result<Self> {
-        stage.compute.stop().await?;
-        let directory = stage.directory().join("inside");
-        std::fs::create_dir_all(&directory)?;
-        let worker: WorkerId = "w-inside".parse()?;
-        let credentials = stage.pki.client(SERVER)?;
-        let read = |path: &PathBuf| std::fs::read(path);
-        let tls = client_config(
-            &read(&credentials.ca)?,
-            &read(&credentials.certificate)?,
-            &read(&credentials.key)?,
-        )?;
-        let port = stage.broker.port();
-        let endpoint = Endpoint { host: "localhost".to_owned(), port, tls: Some(tls) };
-        let mut config = LinkConfig::new("broker", endpoint, worker.to_string());
-        config.max_packet = 1024 * 1024;
-        config.subscriptions = worker_filters(&"inside".parse()?, &worker)
-            .into_iter()
-            .map(|filter| (filter, Qos::AtLeastOnce))
-            .collect();
-        let links = CancellationToken::new();
-        let (link, events) = link::spawn(config, links.clone());
-
-        let budget = Budget { sessions: 9, bytes: 1 << 20 };
-        let rules = TenantRules { models: None, budget, max_jobs };
-        let tenants: BTreeMap<_, _> =
-            [("acme".parse()?, rules.clone()), ("globex".parse()?, rules)].into();
-        let settings = ServiceSettings {
-            tenants,
-            max_ttl: Duration::from_mins(10),
-            threads: 1,
-            max_waiting_jobs: 100,
-            max_prepared: NonZeroUsize::new(max_prepared).context("some")?,
-        };
-        let (gate, store) = (Arc::new(Gate::default()), directory.join("store"));
-        let trust = Trust {
-            signing_key: stage.pki.server_signer()?,
-            robots: stage.pki.robots()?,
-            attestation: None,
-        };
-        let audit = AuditTarget::File(directory.join("audit.jsonl"));
-        let service = Service::new(Parts {
-            worker: worker.clone(),
-            settings,
-            engine: Arc::new(Backwards(Arc::clone(&gate))),
-            store: Arc::new(DirectoryStore::open(&store)?),
-            trust,
-            audit: Audit::open(audit, worker.clone(), context())?,
-            health: None,
-            clock: UnixMillis::now,
-            link,
-        })?;
-        let stop = CancellationToken::new();
-        let (_, reopen) = mpsc::channel(1);
-        stage.operator.skip(WORKER_STATUS);
-        tokio::spawn(service.run(events, reopen, stop.clone()));
-        let is_up = |status: &moai_tests::mqtt::Message| {
-            status.topic.contains("w-inside")
-                && status.json().is_ok_and(|status| status["up"] == true)
-        };
-        stage.operator.wait_for(WORKER_STATUS, "service", STEP, is_up).await?;
-        Ok(Self { gate, worker, store, _stop: [stop.drop_guard(), links.drop_guard()] })
+        let gate = Arc::new(Gate::default());
+        let engine = Arc::new(Backwards(Arc::clone(&gate)));
+        let inside = Inside::start(stage, engine, Limits { max_jobs, max_prepared }).await?;
+        Ok(Self { gate, inside })
     }
 
     /// A robot in a session of this service.
@@ -188,7 +118,7 @@ impl Inside {
             session: SessionId::new(1_800_000_000_000, [id; 10]),
             signer: stage.pki.client(identity)?.signer()?,
             key: SessionSigningKey::from_seed(&[id; 32]),
-            worker: self.worker.clone(),
+            worker: self.inside.worker.clone(),
             ..Played::new(stage).await?
         })
     }
@@ -246,32 +176,32 @@ async fn stage() -> Result<Stage> {
 async fn a_tenant_with_too_many_jobs_is_refused_by_name_and_the_others_have_their_turns()
 -> Result<()> {
     let mut stage = stage().await?;
-    let inside = Inside::start(&mut stage, 2, 9).await?;
-    let acme = inside.registered(&stage, "acme.robot-1", 1).await?;
-    let globex = inside.registered(&stage, "globex.robot-9", 2).await?;
+    let gated = Gated::start(&mut stage, 2, 9).await?;
+    let acme = gated.registered(&stage, "acme.robot-1", 1).await?;
+    let globex = gated.registered(&stage, "globex.robot-9", 2).await?;
     acme.submit(1, b"acme 1").await?;
     acme.submit(2, b"acme 2").await?;
     let third = acme.job_bytes(3, b"acme 3")?;
     assert_eq!(acme.refused(&acme.job(), third).await?, (ErrorCode::Busy, 3));
-    let log = std::fs::read_to_string(stage.directory().join("inside/audit.jsonl"))?;
+    let log = std::fs::read_to_string(gated.inside.audit_log())?;
     assert!(log.contains("2 jobs of the tenant are under way, its limit max_jobs"), "{log}");
     globex.submit(1, b"globex 1").await?;
     globex.submit(2, b"globex 2").await?;
     let third = globex.job_bytes(3, b"globex 3")?;
     assert_eq!(globex.refused(&globex.job(), third).await?, (ErrorCode::Busy, 3));
 
-    inside.gate.open(4);
+    gated.gate.open(4);
     // Results are published side by side.
     let answers = BTreeSet::from([acme.answered().await?, acme.answered().await?]);
     assert_eq!(answers, [(1, b"1 emca".to_vec()), (2, b"2 emca".to_vec())].into());
     let answers = BTreeSet::from([globex.answered().await?, globex.answered().await?]);
     assert_eq!(answers, [(1, b"1 xebolg".to_vec()), (2, b"2 xebolg".to_vec())].into());
-    let computed = inside.gate.state().computed.clone();
+    let computed = gated.gate.state().computed.clone();
     let expected: [&[u8]; 4] = [b"acme 1", b"globex 1", b"acme 2", b"globex 2"];
     assert_eq!(computed, expected);
 
     // What was refused may come again.
-    inside.gate.open(1);
+    gated.gate.open(1);
     acme.submit(3, b"acme 3").await?;
     assert_eq!(acme.answered().await?, (3, b"3 emca".to_vec()));
     Ok(())
@@ -280,9 +210,9 @@ async fn a_tenant_with_too_many_jobs_is_refused_by_name_and_the_others_have_thei
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_fails_ends_one_job_and_one_that_refuses_keys_one_session() -> Result<()> {
     let mut stage = stage().await?;
-    let inside = Inside::start(&mut stage, 9, 9).await?;
-    inside.gate.open(9);
-    let robot = inside.registered(&stage, "acme.robot-1", 1).await?;
+    let gated = Gated::start(&mut stage, 9, 9).await?;
+    gated.gate.open(9);
+    let robot = gated.registered(&stage, "acme.robot-1", 1).await?;
     let fatal = robot.job_bytes(1, FATAL)?;
     assert_eq!(robot.refused(&robot.job(), fatal).await?, (ErrorCode::Internal, 1));
     let bad = robot.job_bytes(2, BAD)?;
@@ -293,13 +223,13 @@ async fn an_engine_that_fails_ends_one_job_and_one_that_refuses_keys_one_session
     robot.submit(1, b"better").await?;
     assert_eq!(robot.answered().await?, (1, b"retteb".to_vec()));
 
-    let refused = inside.with_keys(&stage, "acme.robot-1", 2, BAD_KEYS).await?;
+    let refused = gated.with_keys(&stage, "acme.robot-1", 2, BAD_KEYS).await?;
     let filter = format!("moai/v1/down/acme.robot-1/{}/error", refused.session);
     let error = stage.operator.wait_for(&filter, "refusal", STEP, |_| true).await?;
     let error = stage.pki.answered(&error.payload)?;
     let code = ErrorBody::decode(&error.body)?.code;
     assert_eq!(code, ErrorCode::MalformedCiphertext);
-    let sessions = inside.store.join("sessions");
+    let sessions = gated.inside.store().join("sessions");
     let left: BTreeSet<String> = std::fs::read_dir(sessions)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .filter(|name| name.as_ref().is_ok_and(|name| name.contains(&refused.session.to_string())))
@@ -315,21 +245,21 @@ async fn an_engine_that_fails_ends_one_job_and_one_that_refuses_keys_one_session
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_had_to_make_room_are_loaded_again_from_the_store() -> Result<()> {
     let mut stage = stage().await?;
-    let inside = Inside::start(&mut stage, 9, 1).await?;
-    inside.gate.open(99);
-    let one = inside.registered(&stage, "acme.robot-1", 1).await?;
-    let two = inside.registered(&stage, "acme.robot-1", 2).await?;
-    assert_eq!(inside.gate.state().prepared, 2);
+    let gated = Gated::start(&mut stage, 9, 1).await?;
+    gated.gate.open(99);
+    let one = gated.registered(&stage, "acme.robot-1", 1).await?;
+    let two = gated.registered(&stage, "acme.robot-1", 2).await?;
+    assert_eq!(gated.gate.state().prepared, 2);
     for number in 1..=3 {
         for robot in [&one, &two] {
             robot.submit(number, b"input").await?;
             assert_eq!(robot.answered().await?, (number, b"tupni".to_vec()));
         }
     }
-    assert_eq!(inside.gate.state().prepared, 8, "one set at a time, each use after another's");
+    assert_eq!(gated.gate.state().prepared, 8, "one set at a time, each use after another's");
 
     // Somebody changed the store: the keys are not used, and their robot is told.
-    let file = inside.store.join(format!("sessions/acme.robot-1.{}.keys", one.session));
+    let file = gated.inside.store().join(format!("sessions/acme.robot-1.{}.keys", one.session));
     std::fs::write(file, [9; 100])?;
     one.submit(4, b"input").await?;
     let filter = format!("moai/v1/down/acme.robot-1/{}/error", one.session);
@@ -341,6 +271,6 @@ async fn keys_that_had_to_make_room_are_loaded_again_from_the_store() -> Result<
         refused.insert(error.claims.number);
     }
     assert_eq!(refused, [0, 4].into(), "the session and its job");
-    assert_eq!(inside.gate.state().prepared, 8);
+    assert_eq!(gated.gate.state().prepared, 8);
     Ok(())
 }
