@@ -230,7 +230,7 @@ fn build(path: &Path, root: &mut Section<'_>) -> Option<Config> {
     });
     let spool = root.section("spool", |spool| {
         let default = SpoolLimits::default();
-        let max_bytes = spool.integer("max_bytes", 1 << 20..=1 << 32, Some(default.max_bytes));
+        let max_bytes = spool.integer("max_bytes", 1 << 16..=1 << 32, Some(default.max_bytes));
         let max_age = spool.integer(
             "max_age_seconds",
             1..=MAX_LIFETIME.as_secs(),

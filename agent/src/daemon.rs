@@ -10,10 +10,12 @@
 //! - an agent that ends with an error leaves the reason for `status`;
 //! - the whole stop takes less than 5 seconds.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use moai_transport::ids::TaskId;
 use moai_transport::link::{self, Endpoint, Link, LinkConfig, LinkEvent, Outgoing, Qos};
 use moai_transport::message::RobotState;
 use moai_transport::topic::{Topic, robot_filters};
@@ -27,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{Audit, AuditEvent};
 use crate::cli::{Hooks, exit};
 use crate::clock::{BootId, Clock};
-use crate::config::{Config, OnboardConfig};
+use crate::config::{Config, DeclaredTask, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
@@ -40,7 +42,7 @@ use crate::identity::{self, CertificateStore, attestation};
 use crate::journals::{self, Journals};
 use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
-use crate::services::Services;
+use crate::services::{Policy, Services};
 use crate::session::registry::SessionRegistry;
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
@@ -149,7 +151,7 @@ async fn work(
         onboard: onboard.clone(),
         custodian: Arc::clone(custody.custodian()),
         attester,
-        orders: config.tasks.iter().map(|task| (task.id.clone(), task.order)).collect(),
+        policies: policies(config),
         max_age: config.spool.max_age,
         lifetimes: config.sessions.lifetimes,
         audit: audit.clone(),
@@ -249,6 +251,11 @@ async fn say_goodbye(config: &Config, uplink: &Link, onboard: &Onboard) {
     let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
     let _ = uplink.publish(retained(topic, robot_state(config, false))).await;
     onboard.health(&Health::down("stopped")).await;
+}
+
+fn policies(config: &Config) -> BTreeMap<TaskId, Policy> {
+    let policy = |task: &DeclaredTask| Policy { order: task.order, when_full: task.when_full };
+    config.tasks.iter().map(|task| (task.id.clone(), policy(task))).collect()
 }
 
 /// Starts making keys ahead.

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Audit;
 use crate::clock::{BootId, Clock};
 use crate::conditions::Conditions;
+use crate::config::WhenFull;
 use crate::custody::{Custodian, CustodyError};
 use crate::engines::Engines;
 use crate::identity::attestation::Attester;
@@ -41,8 +42,8 @@ pub struct Services {
     pub custodian: Arc<dyn Custodian>,
     /// What answers a server that wants to know what this robot is; none without a TPM.
     pub attester: Option<Arc<dyn Attester>>,
-    /// Which jobs of a task go first; oldest first where nothing is said.
-    pub orders: BTreeMap<TaskId, Order>,
+    /// What becomes of a task's windows when many wait; the default where nothing is said.
+    pub policies: BTreeMap<TaskId, Policy>,
     /// How long a job may wait for its answer.
     pub max_age: Duration,
     /// Lifetimes of the classes.
@@ -65,6 +66,23 @@ pub struct Services {
     pub stop: CancellationToken,
 }
 
+/// What becomes of a task's windows when many wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Which jobs go first.
+    pub order: Order,
+    /// Whether a window waits for its place where nothing more fits.
+    pub when_full: WhenFull,
+}
+
+impl Policy {
+    /// Whether a window for which there is no room is kept, and with it all that come after.
+    #[must_use]
+    pub fn holds(self) -> bool {
+        self == Self { order: Order::OldestFirst, when_full: WhenFull::Block }
+    }
+}
+
 /// Why no session could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
@@ -77,10 +95,10 @@ pub enum SeedError {
 }
 
 impl Services {
-    /// Which jobs of a task go first.
+    /// What becomes of a task's windows when many wait.
     #[must_use]
-    pub fn order(&self, task: &TaskId) -> Order {
-        self.orders.get(task).copied().unwrap_or_default()
+    pub fn policy(&self, task: &TaskId) -> Policy {
+        self.policies.get(task).copied().unwrap_or_default()
     }
 
     /// A fresh session seed; a few milliseconds of TPM time.

@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use moai_fhe::ModelCard;
 use moai_transport::ids::{ModelId, SessionId, TaskId};
-use moai_transport::link::Receipt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -88,8 +87,6 @@ pub(crate) struct Task {
     work: Option<Work>,
     /// Windows that no session has taken yet.
     pending: VecDeque<Input>,
-    /// Of the message that `pending` came from.
-    receipt: Option<Receipt>,
     asked: Asked,
     dropping: Dropping,
     announcer: Announcer,
@@ -127,7 +124,6 @@ impl Task {
             opening: None,
             work: None,
             pending: VecDeque::new(),
-            receipt: None,
             asked: Asked::default(),
             dropping: Dropping::default(),
             reports,

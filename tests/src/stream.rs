@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use self::account::{Account, Listener};
 pub use self::publisher::{Encoding, Publisher, Stream};
@@ -32,14 +33,27 @@ pub fn builder() -> Builder {
     World::builder().log_level("info").onboard_broker(BROKER).agent_stopped()
 }
 
-/// Serves the world's robots with tiny keys, and starts its agent with such.
+/// Serves the world's robots with tiny keys.
+///
+/// # Errors
+/// The service does not come up.
+pub async fn compute(world: &mut World, engine: TinyServer) -> Result<Inside> {
+    let limits = Limits { max_jobs: 64, max_prepared: 9 };
+    Inside::start(world, Arc::new(engine), limits).await
+}
+
+/// Gives the world's agent, which is not started yet, the other half of that.
+pub fn use_tiny(world: &mut World) {
+    world.robot.agent.use_double(&[("MOAI_TEST_ENGINE", "tiny")]);
+}
+
+/// Both, and starts the agent.
 ///
 /// # Errors
 /// Service or agent do not come up.
-pub async fn serve(world: &mut World) -> Result<Inside> {
-    let limits = Limits { max_jobs: 64, max_prepared: 9 };
-    let inside = Inside::start(world, Arc::new(TinyServer), limits).await?;
-    world.robot.agent.use_double(&[("MOAI_TEST_ENGINE", "tiny")]);
+pub async fn serve(world: &mut World, engine: TinyServer) -> Result<Inside> {
+    let inside = compute(world, engine).await?;
+    use_tiny(world);
     world.robot.start_agent().await?;
     Ok(inside)
 }
@@ -60,8 +74,35 @@ pub async fn status(world: &World, task: &str) -> Result<Value> {
 /// # Errors
 /// The broker is down or refuses a message.
 pub async fn run(world: &World, stream: &Stream, patience: Duration) -> Result<Account> {
-    let port = world.robot.broker.port();
-    let listener = Listener::start(port, &stream.task).await?;
-    let published = Publisher::connect(port, &stream.task).await?.publish(stream).await?;
-    listener.account(stream, &published, patience).await
+    let run = Run::start(world, stream).await?;
+    run.account(patience).await
+}
+
+/// A stream that was published.
+#[derive(Debug)]
+pub struct Run<'s> {
+    stream: &'s Stream,
+    listener: Listener,
+    published: Vec<Instant>,
+}
+
+impl<'s> Run<'s> {
+    /// Publishes a stream; returns when the robot's broker has all of it.
+    ///
+    /// # Errors
+    /// The broker is down or refuses a message.
+    pub async fn start(world: &World, stream: &'s Stream) -> Result<Self> {
+        let port = world.robot.broker.port();
+        let listener = Listener::start(port, &stream.task).await?;
+        let published = Publisher::connect(port, &stream.task).await?.publish(stream).await?;
+        Ok(Self { stream, listener, published })
+    }
+
+    /// Waits until each window has its answer, or none has come for `patience`, and counts.
+    ///
+    /// # Errors
+    /// The listener has failed.
+    pub async fn account(self, patience: Duration) -> Result<Account> {
+        self.listener.account(self.stream, &self.published, patience).await
+    }
 }

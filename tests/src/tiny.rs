@@ -7,7 +7,7 @@
 //!
 //! Nothing of it hides anything.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
 use moai_agent::engines::Engines;
 use moai_fhe::{
@@ -65,7 +65,8 @@ pub fn sample(index: u64) -> [u8; CHANNELS] {
 #[must_use]
 pub fn answered(answer: &serde_json::Value) -> Option<u64> {
     let window = answer["scores"][0].as_i64()?.unsigned_abs();
-    let is_right = answer["label"] == (window % u64::from(LABELS)).to_string() && window < WINDOWS;
+    let label: u64 = answer["label"].as_str()?.parse().ok()?;
+    let is_right = label == window % u64::from(LABELS) && window < WINDOWS;
     is_right.then_some(window)
 }
 
@@ -115,7 +116,37 @@ impl Engine for TinyEngine {
 }
 
 /// The server's half.
-pub struct TinyServer;
+#[derive(Default)]
+pub struct TinyServer(Gate);
+
+/// Nothing is computed while it is shut.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    /// Shuts or opens.
+    pub fn set_shut(&self, is_shut: bool) {
+        let (state, changed) = &*self.0;
+        *state.lock().unwrap_or_else(PoisonError::into_inner) = is_shut;
+        changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let (state, changed) = &*self.0;
+        let mut is_shut = state.lock().unwrap_or_else(PoisonError::into_inner);
+        while *is_shut {
+            is_shut = changed.wait(is_shut).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl TinyServer {
+    /// One that computes while this is open.
+    #[must_use]
+    pub fn behind(gate: &Gate) -> Self {
+        Self(gate.clone())
+    }
+}
 
 impl engine::Engine for TinyServer {
     fn context(&self) -> ContextId {
@@ -140,18 +171,22 @@ impl engine::Engine for TinyServer {
     fn prepare(&self, keys: &[u8]) -> Result<Arc<dyn PreparedKeys>, engine::EngineError> {
         let tag = keys.first_chunk().filter(|_| keys.len() == KEYS_LEN);
         let tag = tag.ok_or_else(|| engine::EngineError::Keys("these are no keys".to_owned()))?;
-        Ok(Arc::new(TinyKeys(*tag)))
+        Ok(Arc::new(TinyKeys { tag: *tag, gate: self.0.clone() }))
     }
 }
 
-struct TinyKeys(Tag);
+struct TinyKeys {
+    tag: Tag,
+    gate: Gate,
+}
 
 impl PreparedKeys for TinyKeys {
     fn evaluate(&self, _: &ModelId, input: &[u8]) -> Result<Vec<u8>, engine::EngineError> {
+        self.gate.pass();
         let wrong = || engine::EngineError::Input("this is no input".to_owned());
         let (tag, levels) = input.split_first_chunk().ok_or_else(wrong)?;
         let [digits @ .., parity] = <[u8; 4]>::try_from(levels).map_err(|_| wrong())?;
-        if *tag != self.0 {
+        if *tag != self.tag {
             return Err(wrong());
         }
         let window = digits.iter().fold(0, |window, digit| window * 16 + i32::from(*digit));
@@ -161,7 +196,7 @@ impl PreparedKeys for TinyKeys {
             if is_whole { (window, window % i32::from(LABELS)) } else { (i32::MAX, 0) };
         let rows = 1..i32::from(LABELS);
         let scores = rows.map(|row| if row == label { number } else { -number });
-        Ok(self.0.into_iter().chain(scores.flat_map(i32::to_le_bytes)).collect())
+        Ok(self.tag.into_iter().chain(scores.flat_map(i32::to_le_bytes)).collect())
     }
 }
 
@@ -181,7 +216,7 @@ mod tests {
             }
         }
         let robot = TinyEngines.setup(&Context::tfhe(), &KeySeed::from_bytes([3; 32])).unwrap();
-        let keys = TinyServer.prepare(&robot.evaluation_keys().unwrap()).unwrap();
+        let keys = TinyServer::default().prepare(&robot.evaluation_keys().unwrap()).unwrap();
         let values = (from..from + SAMPLES).flat_map(sample).map(f64::from);
         let window = Window::new(15, CHANNELS, values).unwrap();
         let input = robot.encrypt(&CARD, &CARD.levels(&window).unwrap(), &mut NoEntropy).unwrap();

@@ -26,7 +26,8 @@ use std::time::Duration;
 
 use moai_fhe::{EngineError, Levels, ModelCard};
 use moai_transport::ids::{SessionId, TaskId};
-use tokio::sync::mpsc;
+use moai_transport::link::Receipt;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::lifecycle::{DrainReason, EndReason, Lifecycle};
@@ -57,10 +58,16 @@ pub struct Purpose {
     pub release: Release,
 }
 
-/// What a session asks of its owner task to do.
+/// What a session is asked to do.
 enum SessionRequest {
     /// Encrypt and have computed.
     Submit(Input),
+    /// Something else.
+    Turn(Turn),
+}
+
+/// A turn in a session's life.
+enum Turn {
     /// Be the session that the task's jobs go to.
     Activate,
     /// Take nothing more, finish what waits, end.
@@ -79,6 +86,24 @@ pub struct Input {
     pub features: Duration,
     /// Where the outcome is wanted too.
     pub reply: Option<ReplyTo>,
+    /// Of the message that completed the window, and perhaps others.
+    pub receipt: Option<Arc<Receipt>>,
+}
+
+impl Input {
+    /// The window is a job on disk, or refused: the broker need not keep its message any longer, if
+    /// this is so of all windows of the message. Returns where the outcome is wanted too.
+    pub fn settle(self) -> Option<ReplyTo> {
+        settle(self.receipt);
+        self.reply
+    }
+}
+
+/// Confirms a receipt if nobody else holds it.
+pub fn settle(receipt: Option<Arc<Receipt>>) {
+    if let Some(receipt) = receipt.and_then(Arc::into_inner) {
+        receipt.confirm();
+    }
 }
 
 /// What a session tells its task.
@@ -135,17 +160,22 @@ pub struct SessionHandle {
     /// Its id.
     pub id: SessionId,
     requests: mpsc::Sender<SessionRequest>,
+    /// It has windows for which there is no room.
+    crowded: watch::Receiver<bool>,
     /// Jobs it may still be handed.
     room: u64,
     budget: u64,
 }
 
 impl SessionHandle {
-    /// Waits for a place for a request while the session is busy; `None` if it has ended. May be
-    /// dropped at any time.
+    /// Waits for a place for a window while the session is busy or has no room; `None` if it has
+    /// ended. May be dropped at any time.
     pub fn place(&self) -> impl Future<Output = Option<Place>> + use<> {
-        let requests = self.requests.clone();
-        async move { requests.reserve_owned().await.ok().map(Place) }
+        let (requests, mut crowded) = (self.requests.clone(), self.crowded.clone());
+        async move {
+            crowded.wait_for(|crowded| !crowded).await.ok()?;
+            requests.reserve_owned().await.ok().map(Place)
+        }
     }
 
     /// Hands an input over in a place of this session.
@@ -176,13 +206,13 @@ impl SessionHandle {
     /// Makes it the session that the task's jobs go to.
     pub async fn activate(&self) {
         // A session that has ended says so itself.
-        let _ = self.requests.send(SessionRequest::Activate).await;
+        let _ = self.requests.send(SessionRequest::Turn(Turn::Activate)).await;
     }
 
     /// Lets the session finish what waits and end.
     pub async fn drain(&self, reason: DrainReason) {
         // A session that has ended needs no draining.
-        let _ = self.requests.send(SessionRequest::Drain(reason)).await;
+        let _ = self.requests.send(SessionRequest::Turn(Turn::Drain(reason))).await;
     }
 }
 
@@ -279,6 +309,7 @@ async fn start(
     let issued = services.spool.issued(&record.id).await?;
     let events = services.uplink.subscribe(record.id.clone()).await;
     let (requests, receiver) = mpsc::channel(REQUEST_QUEUE_LEN);
+    let (crowding, crowded) = watch::channel(false);
     let id = record.id.clone();
     let budget = services.decryption_budget;
     let is_countable = record.facts.era == services.spool.era();
@@ -287,11 +318,11 @@ async fn start(
         services,
         record,
         waiting,
-        actor::Beginning { keys, stands_by, issued, membership },
+        actor::Beginning { keys, stands_by, issued, membership, crowding },
         reports,
     )?;
     tokio::spawn(actor.run(receiver, events));
-    Ok(SessionHandle { id, requests, room, budget })
+    Ok(SessionHandle { id, requests, crowded, room, budget })
 }
 
 /// A session needs a successor when this part of its time or budget is left: a fifth.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use self::world::{Setting, World};
 use super::lifecycle::{DrainReason, EndReason};
+use crate::config::WhenFull;
 use crate::spool::Order;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -168,6 +169,50 @@ fn a_used_up_budget_changes_the_session_and_no_window_is_refused() {
     assert_eq!(world.answers(), (0..12).collect::<Vec<_>>());
     assert!(world.heard(|heard| heard.refusals.is_empty()));
     finish(&world);
+}
+
+#[test]
+fn where_nothing_may_be_dropped_windows_wait_for_room_and_keep_their_order() {
+    let setting = Setting { when_full: WhenFull::Block, spool_bytes: 400, ..Setting::default() };
+    let mut world = World::active(setting);
+    world.server.hold(true);
+    for _ in 0..40 {
+        world.submit();
+    }
+    world.check();
+    world.wait(SECOND * 5);
+    let waiting: usize = world.task().sessions.values().map(|session| session.waiting).sum();
+    assert!((1..20).contains(&waiting), "{waiting} have room");
+    assert!(world.task().queued > 0, "the task is held up");
+    world.release();
+    world.wait(SECOND * 30);
+    world.check();
+    assert_eq!(world.answers(), (0..40).collect::<Vec<_>>());
+    assert!(world.heard(|heard| heard.refusals.is_empty()));
+    finish(&world);
+    assert!(world.errors().is_empty());
+}
+
+#[test]
+fn windows_without_room_go_to_the_next_session_when_theirs_ends() {
+    let setting = Setting { when_full: WhenFull::Block, spool_bytes: 400, ..Setting::default() };
+    let mut world = World::active(setting);
+    let first = world.active_session();
+    world.server.hold(true);
+    for _ in 0..40 {
+        world.submit();
+    }
+    world.wait(SECOND * 90);
+    world.check();
+    assert!(!world.sessions().contains(&first), "its time was over");
+    let expired = world.errors();
+    assert!(!expired.is_empty() && expired.iter().all(|code| code == "expired"), "{expired:?}");
+    world.release();
+    world.wait(SECOND * 30);
+    world.check();
+    assert_eq!(world.answers().len() + world.errors().len(), 40);
+    finish(&world);
+    assert_eq!(world.errors(), expired, "no window was refused for want of room");
 }
 
 #[test]

@@ -23,7 +23,7 @@ const MIN_GARBAGE: u64 = 1024 * 1024;
 pub(super) type Reply<T> = oneshot::Sender<Result<T, SpoolError>>;
 
 pub(super) enum Request {
-    Append { job: NewJob, reply: Reply<JobNumber> },
+    Append { jobs: Vec<NewJob>, reply: Reply<Vec<Result<JobNumber, SpoolError>>> },
     Remove { session: SessionId, number: JobNumber, reply: Reply<()> },
     Forget { session: SessionId, reply: Reply<()> },
     Ask(Question),
@@ -114,9 +114,20 @@ impl Index {
     }
 }
 
+/// A job on its way to the disk.
+struct Numbered {
+    session: SessionId,
+    number: JobNumber,
+    /// Among the jobs of the same batch.
+    position: usize,
+}
+
 /// Whom to answer when the records are durable.
 enum Waiting {
-    Job { reply: Reply<JobNumber>, session: SessionId, number: JobNumber, position: usize },
+    Jobs {
+        reply: Reply<Vec<Result<JobNumber, SpoolError>>>,
+        jobs: Vec<Result<Numbered, SpoolError>>,
+    },
     End(Reply<()>),
 }
 
@@ -173,25 +184,16 @@ impl Keeper {
         let mut promised = 0;
         for request in batch {
             match request {
-                Request::Append { job, reply } => {
-                    let session = job.session.clone();
-                    if job.era != self.era {
-                        answer(reply, Err(SpoolError::NumbersLost));
-                        continue;
+                Request::Append { jobs: new, reply } => {
+                    let mut numbered: Vec<Result<Numbered, SpoolError>> = Vec::new();
+                    for job in new {
+                        let next = match numbered.last() {
+                            Some(Err(full @ SpoolError::Full { .. })) => Err(full.clone()),
+                            _ => self.number(&job, &mut promised, &mut jobs),
+                        };
+                        numbered.push(next);
                     }
-                    let mut record = job.record(JobNumber(0));
-                    let len = record.len() as u64;
-                    if let Err(error) = self.admit(&record, promised) {
-                        answer(reply, Err(error));
-                        continue;
-                    }
-                    promised += len;
-                    let number = self.index.next(&session);
-                    if let Record::Job(job) = &mut record {
-                        job.number = number;
-                    }
-                    waiting.push(Waiting::Job { reply, session, number, position: jobs.len() });
-                    jobs.push(record);
+                    waiting.push(Waiting::Jobs { reply, jobs: numbered });
                 }
                 Request::Remove { session, number, reply } => {
                     if self.index.remove(session.clone(), number).is_some() {
@@ -213,6 +215,29 @@ impl Keeper {
             self.answer(question);
         }
         self.tidy();
+    }
+
+    /// Gives a job its number, if there is room for it, and puts it to those that are to be written.
+    fn number(
+        &mut self,
+        job: &NewJob,
+        promised: &mut u64,
+        jobs: &mut Vec<Record>,
+    ) -> Result<Numbered, SpoolError> {
+        if job.era != self.era {
+            return Err(SpoolError::NumbersLost);
+        }
+        let mut record = job.record(JobNumber(0));
+        self.admit(&record, *promised)?;
+        *promised += record.len() as u64;
+        let session = job.session.clone();
+        let number = self.index.next(&session);
+        if let Record::Job(job) = &mut record {
+            job.number = number;
+        }
+        let position = jobs.len();
+        jobs.push(record);
+        Ok(Numbered { session, number, position })
     }
 
     fn admit(&self, record: &Record, promised: u64) -> Result<(), SpoolError> {
@@ -246,11 +271,16 @@ impl Keeper {
         }
         for waiting in waiting {
             match (waiting, &result) {
-                (Waiting::Job { reply, session, number, position }, Ok(spans)) => {
-                    self.index.insert(session, number, spans[ended + position]);
-                    answer(reply, Ok(number));
+                (Waiting::Jobs { reply, jobs }, result) => {
+                    let mut written = |job: Numbered| {
+                        let Numbered { session, number, position } = job;
+                        let spans = result.as_ref().map_err(refused)?;
+                        self.index.insert(session, number, spans[ended + position]);
+                        Ok(number)
+                    };
+                    let written = jobs.into_iter().map(|job| job.and_then(&mut written)).collect();
+                    answer(reply, Ok(written));
                 }
-                (Waiting::Job { reply, .. }, Err(error)) => answer(reply, Err(refused(error))),
                 (Waiting::End(reply), Err(error)) if !self.owed.is_empty() => {
                     answer(reply, Err(refused(error)));
                 }

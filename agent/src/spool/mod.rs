@@ -268,7 +268,20 @@ impl Spool {
     /// # Errors
     /// The spool is full or the disk refuses; the job was not taken.
     pub async fn append(&self, job: NewJob) -> Result<JobNumber, SpoolError> {
-        self.ask(|reply| Request::Append { job, reply }).await
+        let mut taken = self.append_all(vec![job]).await?;
+        taken.pop().unwrap_or(Err(SpoolError::Stopped))
+    }
+
+    /// Takes jobs in with one flush of the disk, and says of each its number or why it was not taken.
+    /// Once there is no room for one, none behind it is taken.
+    ///
+    /// # Errors
+    /// The spool has stopped; no job was taken.
+    pub async fn append_all(
+        &self,
+        jobs: Vec<NewJob>,
+    ) -> Result<Vec<Result<JobNumber, SpoolError>>, SpoolError> {
+        self.ask(|reply| Request::Append { jobs, reply }).await
     }
 
     /// Ends a job: it was answered or given up.

@@ -53,7 +53,11 @@ impl Bench {
 
     fn append(&mut self, session: &SessionId, body: &[u8]) -> Result<JobNumber, SpoolError> {
         let job = self.job(session, body);
-        self.ask(|reply| Request::Append { job, reply })
+        self.append_all(vec![job]).pop().unwrap()
+    }
+
+    fn append_all(&mut self, jobs: Vec<NewJob>) -> Vec<Result<JobNumber, SpoolError>> {
+        self.ask(|reply| Request::Append { jobs, reply }).unwrap()
     }
 
     fn remove(&mut self, session: &SessionId, number: JobNumber) -> Result<(), SpoolError> {
@@ -122,8 +126,8 @@ fn cut_off_at_any_byte_it_has_what_was_whole_before_and_no_number_comes_twice() 
         assert_eq!(bench.waiting(), *before, "cut at {cut}");
         assert_eq!(bench.damage, None, "cut at {cut}");
         let old = NewJob { era: Era(1), ..bench.job(&session(1), b"old") };
-        let refused = bench.ask(|reply| Request::Append { job: old, reply });
-        assert!(matches!(refused, Err(SpoolError::NumbersLost)), "cut at {cut}");
+        let refused = bench.append_all(vec![old]);
+        assert!(matches!(refused[..], [Err(SpoolError::NumbersLost)]), "cut at {cut}");
         assert_eq!(bench.append(&session(3), b"new").unwrap(), JobNumber(1));
         let mut after = before.clone();
         after.insert((session(3), JobNumber(1)), b"new".to_vec());
@@ -160,8 +164,8 @@ fn a_flipped_bit_costs_the_record_it_is_in_and_changes_no_other() {
         let is_last = index == steps.len() - 1;
         assert_eq!(bench.damage.is_some(), !is_last, "bit {bit}");
         let old = NewJob { era: Era(1), ..bench.job(&session(1), b"old") };
-        let refused = bench.ask(|reply| Request::Append { job: old, reply });
-        assert!(matches!(refused, Err(SpoolError::NumbersLost)), "bit {bit}");
+        let refused = bench.append_all(vec![old]);
+        assert!(matches!(refused[..], [Err(SpoolError::NumbersLost)]), "bit {bit}");
         drop(bench);
         let mut again = Bench::open(&disk, "one", 3, BIG);
         assert_eq!((again.damage.take(), again.waiting()), (None, waiting), "bit {bit}");
@@ -281,9 +285,24 @@ fn the_file_stays_short_and_numbers_go_on() {
     assert_eq!(again.append(&a, b"next").unwrap(), JobNumber(501));
 }
 
+#[test]
+fn of_jobs_that_come_together_those_that_have_room_are_taken_and_none_behind() {
+    let disk = MemoryDisk::default();
+    let mut bench = Bench::open(&disk, "one", 1, SpoolLimits { max_bytes: 700, ..BIG });
+    let a = session(1);
+    let jobs = [100, 100, 500, 1].map(|len| bench.job(&a, &vec![7; len]));
+    let taken = bench.append_all(jobs.to_vec());
+    let is_full =
+        |taken: &Result<JobNumber, SpoolError>| matches!(taken, Err(SpoolError::Full { .. }));
+    assert_eq!(taken[0].as_ref().unwrap(), &JobNumber(1));
+    assert_eq!(taken[1].as_ref().unwrap(), &JobNumber(2));
+    assert!(is_full(&taken[2]) && is_full(&taken[3]), "{taken:?}");
+    assert_eq!(bench.append(&a, b"small").unwrap(), JobNumber(3));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Append(u8, usize),
+    Append(u8, Vec<usize>),
     Remove(prop::sample::Index),
     Forget(u8),
     Reopen,
@@ -295,7 +314,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0..3_u8, 0..300_usize).prop_map(|(session, len)| Step::Append(session, len)),
+        8 => (0..3_u8, prop::collection::vec(0..300_usize, 1..4))
+            .prop_map(|(session, lens)| Step::Append(session, lens)),
         4 => any::<prop::sample::Index>().prop_map(Step::Remove),
         1 => (0..3_u8).prop_map(Step::Forget),
         1 => Just(Step::Reopen),
@@ -343,24 +363,29 @@ proptest! {
         let mut model = Model::default();
         for (n, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Append(slot, len) => {
+                Step::Append(slot, lens) => {
                     let era = bench.keeper.era();
                     let (session, era) = model.eras.entry(slot).or_insert_with(|| {
                         model.sessions += 1;
                         (session(model.sessions), era)
                     }).clone();
-                    let body = vec![u8::try_from(n).unwrap(); len];
-                    let job = NewJob { era, ..bench.job(&session, &body) };
-                    match bench.ask(|reply| Request::Append { job, reply }) {
-                        Ok(number) => {
-                            prop_assert!(model.given.insert((session.clone(), number)));
-                            model.accepted.insert((session, number), body);
+                    let bodies = lens.into_iter().map(|len| vec![u8::try_from(n).unwrap(); len]);
+                    let job = |body: Vec<u8>| NewJob { era, ..bench.job(&session, &body) };
+                    let jobs: Vec<NewJob> = bodies.map(job).collect();
+                    let taken = bench.append_all(jobs.clone());
+                    prop_assert_eq!(taken.len(), jobs.len());
+                    for (job, taken) in jobs.into_iter().zip(taken) {
+                        match taken {
+                            Ok(number) => {
+                                prop_assert!(model.given.insert((session.clone(), number)));
+                                model.accepted.insert((session.clone(), number), job.body);
+                            }
+                            Err(SpoolError::NumbersLost) => {
+                                prop_assert!(era != bench.keeper.era());
+                                model.eras.remove(&slot);
+                            }
+                            Err(_) => {}
                         }
-                        Err(SpoolError::NumbersLost) => {
-                            prop_assert!(era != bench.keeper.era());
-                            model.eras.remove(&slot);
-                        }
-                        Err(_) => {}
                     }
                 }
                 Step::Remove(index) if !model.accepted.is_empty() => {

@@ -2,14 +2,16 @@
 //!
 //! Invariants:
 //! - a message is refused whole or taken whole;
-//! - its receipt is confirmed when the session has all windows that it completed.
+//! - its receipt is confirmed when all windows that it completed are jobs on disk, or are refused.
+
+use std::sync::Arc;
 
 use moai_transport::link::Receipt;
 use tokio::time::Instant;
 
 use super::Task;
 use crate::onboard::{Code, Refusal, ReplyTo, Samples};
-use crate::session::{Input, Place};
+use crate::session::{Input, Place, settle};
 
 impl Task {
     pub(super) async fn input(
@@ -19,12 +21,15 @@ impl Task {
         receipt: Option<Receipt>,
         arrived: Instant,
     ) {
-        self.receipt = receipt;
+        let (receipt, known) = (receipt.map(Arc::new), self.pending.len());
         let refusal = self.collect(samples, reply.as_ref(), arrived).err();
+        for input in self.pending.range_mut(known..) {
+            input.receipt.clone_from(&receipt);
+        }
         if let Some(refusal) = refusal {
             self.refuse(refusal, reply).await;
         }
-        self.confirm();
+        settle(receipt);
     }
 
     /// Puts the windows that the samples complete where they wait for the session.
@@ -47,7 +52,8 @@ impl Task {
             };
             let levels = work.purpose.card.levels(&window).map_err(|error| malformed(&error))?;
             let (features, reply) = (started.elapsed(), reply.cloned());
-            self.pending.push_back(Input { levels, plain_len, arrived, features, reply });
+            let receipt = None;
+            self.pending.push_back(Input { levels, plain_len, arrived, features, reply, receipt });
         }
         Ok(())
     }
@@ -61,7 +67,6 @@ impl Task {
             current.submit(place, input);
         }
         let is_short = current.is_short();
-        self.confirm();
         if let Some(work) = self.work.as_mut().filter(|work| is_short && !work.renews) {
             work.renews = true;
             self.provide().await;
@@ -70,17 +75,8 @@ impl Task {
 
     /// The task is closed: windows that no session has taken become no jobs.
     pub(super) async fn refuse_pending(&mut self) {
-        for Input { reply, .. } in std::mem::take(&mut self.pending) {
-            self.refuse(self.not_open(), reply).await;
-        }
-        self.confirm();
-    }
-
-    fn confirm(&mut self) {
-        if self.pending.is_empty()
-            && let Some(receipt) = self.receipt.take()
-        {
-            receipt.confirm();
+        for input in std::mem::take(&mut self.pending) {
+            self.refuse(self.not_open(), input.settle()).await;
         }
     }
 }

@@ -26,11 +26,7 @@ impl Actor {
         // What was handed over goes into the spool, from where the next start takes it.
         requests.close();
         while let Ok(request) = requests.try_recv() {
-            match request {
-                SessionRequest::Submit(input) => self.submit(input).await,
-                SessionRequest::Drain(reason) => self.drain(reason).await,
-                SessionRequest::Activate => self.activate().await,
-            }
+            self.take(request, &mut requests).await;
         }
         let deadline = tokio::time::sleep(STOP_PATIENCE);
         tokio::pin!(deadline);
@@ -47,9 +43,15 @@ impl Actor {
             let ended = self.record.facts.state.cut(reason);
             return self.end(&ended, requests).await;
         }
-        if !self.held.is_empty() {
-            let windows = self.held.len();
+        let (kept, lost) =
+            self.held.take_all().into_iter().partition::<Vec<_>, _>(|it| it.receipt.is_some());
+        if !lost.is_empty() {
+            let windows = lost.len();
             tracing::warn!(session = %self.record.id, windows, "windows without a place are lost");
+        }
+        if !kept.is_empty() {
+            let windows = kept.len();
+            tracing::info!(session = %self.record.id, windows, "windows without a place come again");
         }
         tracing::info!(session = %self.record.id, waiting = self.jobs.len(), "session suspended");
     }
@@ -63,6 +65,7 @@ impl Actor {
             tracing::error!(session = %id, %error, "the record of an ended session stays");
         }
         self.engine = None;
+        self.set_crowded(false);
         // Work with a key that is under way ends with it.
         self.work.abort_all();
         if let Some(worker) = self.registration.worker().cloned() {

@@ -17,7 +17,7 @@ use moai_transport::keys::SessionSigningKey;
 use moai_transport::link::PublishError;
 use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest};
 use moai_transport::topic::Topic;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -29,7 +29,7 @@ use super::lifecycle::{CutReason, DrainReason, EndReason, Ended, Lifecycle};
 use super::outbox::{Outbox, Outcome};
 use super::registration::{Next, Registration};
 use super::registry::Membership;
-use super::{RENEWAL_PART, Reports, SessionReport, SessionRequest, StartError};
+use super::{RENEWAL_PART, Reports, SessionReport, SessionRequest, StartError, Turn};
 use crate::audit::AuditEvent;
 use crate::secrets::OsEntropy;
 use crate::services::Services;
@@ -40,6 +40,8 @@ use crate::vault::SessionRecord;
 
 const TICK: Duration = Duration::from_millis(500);
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// Windows that become jobs with one flush of the disk.
+const MAX_TOGETHER: usize = 32;
 
 /// Work under way beside the actor.
 enum Done {
@@ -66,6 +68,8 @@ pub(super) struct Beginning {
     pub issued: u64,
     /// Its place among all sessions.
     pub membership: Membership,
+    /// Where it says that it has windows without room.
+    pub crowding: watch::Sender<bool>,
 }
 
 pub(super) struct Actor {
@@ -96,6 +100,7 @@ pub(super) struct Actor {
     /// Why it ends at once.
     cut: Option<CutReason>,
     membership: Membership,
+    crowding: watch::Sender<bool>,
     work: JoinSet<Done>,
     /// Evaluation keys that were made ahead, until their manifest is made.
     warm_keys: Option<Vec<u8>>,
@@ -121,7 +126,7 @@ impl Actor {
         for job in waiting.jobs {
             jobs.insert(job, None, Instant::now());
         }
-        let Beginning { keys, stands_by, issued, membership } = beginning;
+        let Beginning { keys, stands_by, issued, membership, crowding } = beginning;
         let (task, id) = (record.facts.task.clone(), record.id.clone());
         Ok(Self {
             context: context_id(card),
@@ -143,6 +148,7 @@ impl Actor {
             is_ageing: false,
             cut: None,
             membership,
+            crowding,
             work: JoinSet::new(),
             warm_keys: keys,
             reports,
@@ -166,6 +172,7 @@ impl Actor {
         loop {
             self.drive();
             self.show();
+            self.tell_crowded();
             if let Some(ended) = self.over() {
                 return self.end(&ended, requests).await;
             }
@@ -177,15 +184,33 @@ impl Actor {
                 Some(Ok(done)) = self.work.join_next() => self.done(done).await,
                 () = self.outbox.arrived() => self.place_held().await,
                 request = requests.recv(), if takes => match request {
-                    Some(SessionRequest::Submit(input)) => self.submit(input).await,
-                    Some(SessionRequest::Activate) => self.activate().await,
-                    Some(SessionRequest::Drain(reason)) => self.drain(reason).await,
+                    Some(first) => self.take(first, &mut requests).await,
                     // Its task ended because the agent stops.
                     None if stop.is_cancelled() => return self.suspend(events, requests).await,
                     None => self.drain(DrainReason::Closed).await,
                 },
                 _ = ticks.tick() => self.tick().await,
             }
+        }
+    }
+
+    /// Takes a request, and with a window those that wait behind it.
+    async fn take(&mut self, first: SessionRequest, requests: &mut mpsc::Receiver<SessionRequest>) {
+        let mut windows = Vec::new();
+        let mut next = Some(first);
+        let turn = loop {
+            match next {
+                Some(SessionRequest::Submit(input)) => windows.push(input),
+                Some(SessionRequest::Turn(turn)) => break Some(turn),
+                None => break None,
+            }
+            next = if windows.len() < MAX_TOGETHER { requests.try_recv().ok() } else { None };
+        };
+        self.submit(windows).await;
+        match turn {
+            Some(Turn::Activate) => self.activate().await,
+            Some(Turn::Drain(reason)) => self.drain(reason).await,
+            None => {}
         }
     }
 
@@ -452,6 +477,8 @@ impl Actor {
 
     async fn tick(&mut self) {
         self.drop_old();
+        // Jobs of other sessions may have left the spool.
+        self.place_held().await;
         let lifetime = self.services.lifetimes.of(self.record.facts.ttl);
         let is_old = self.remaining() <= lifetime / u32::try_from(RENEWAL_PART).unwrap_or(1);
         if is_old && !self.is_ageing && !self.stands_by && self.state().draining().is_none() {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Actor;
 use crate::audit::AuditEvent;
 use crate::onboard::{Answer, Bytes, Code, Refusal, ReplyTo, Timing, micros};
+use crate::session::Input;
 use crate::session::outbox::Outcome;
 use crate::spool::Order;
 use crate::vault::Release;
@@ -115,10 +116,10 @@ impl Actor {
     }
 
     /// Refuses a window that has become no job.
-    pub(super) fn refuse(&mut self, code: Code, message: String, reply: Option<ReplyTo>) {
+    pub(super) fn refuse(&mut self, code: Code, message: String, input: Input) {
         let session = Some(self.record.id.to_string());
         let refusal = Refusal { session, ..Refusal::new(code, message) };
-        self.outbox.push(None, Outcome::Refusal(refusal), reply);
+        self.outbox.push(None, Outcome::Refusal(refusal), input.settle());
     }
 }
 

@@ -2,13 +2,17 @@
 //!
 //! Invariants:
 //! - a job waits in memory only after the spool has taken it;
+//! - windows that came together become durable together, in their order;
 //! - a job that gives way to a newer one is told and has left the spool before that has its place;
 //!   meanwhile the newer one is held, few more behind it, and the session does whatever else there is
-//!   to do.
+//!   to do;
+//! - where nothing may be dropped, a window for which there is no room is held, and those behind it;
+//!   the task hears of it and brings no more than are under way.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use moai_transport::ids::JobNumber;
 use tokio::time::Instant;
 
 use super::Actor;
@@ -43,10 +47,6 @@ impl Held {
         self.first.is_none() && self.behind.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.behind.len()
-    }
-
     /// All windows, as they came.
     pub(super) fn take_all(&mut self) -> Vec<Input> {
         let first = self.first.take().map(|first| first.input);
@@ -55,19 +55,30 @@ impl Held {
 }
 
 impl Actor {
-    pub(super) async fn submit(&mut self, input: Input) {
-        if self.held.first.is_some() {
-            return self.hold_behind(input);
+    pub(super) async fn submit(&mut self, inputs: Vec<Input>) {
+        let mut windows = Vec::new();
+        for input in inputs {
+            if self.held.first.is_some() {
+                self.hold_behind(input);
+            } else if self.backlog() + windows.len() >= MAX_WAITING && self.refuses() {
+                self.refuse_crowded(input);
+            } else {
+                windows.extend(self.encrypt(input));
+            }
         }
-        if self.backlog() >= MAX_WAITING && self.order() == Order::OldestFirst {
-            return self.refuse_crowded(input);
-        }
-        let Some(engine) = &self.engine else { return };
+        self.place(windows).await;
+    }
+
+    fn encrypt(&mut self, input: Input) -> Option<Encrypted> {
+        let engine = self.engine.as_ref()?;
         let started = Instant::now();
         let encrypted = engine.encrypt(&self.record.facts.card, &input.levels, &mut OsEntropy);
         let body = match encrypted {
             Ok(body) => body,
-            Err(error) => return self.refuse(Code::NotEncrypted, error.to_string(), input.reply),
+            Err(error) => {
+                self.refuse(Code::NotEncrypted, error.to_string(), input);
+                return None;
+            }
         };
         let encrypt = input.features + started.elapsed();
         let job = NewJob {
@@ -78,65 +89,128 @@ impl Actor {
             body,
             plain_len: input.plain_len,
         };
-        self.place(Encrypted { input, job, encrypt }).await;
+        Some(Encrypted { input, job, encrypt })
     }
 
     /// Something has left the spool: what was held may have its place.
     pub(super) async fn place_held(&mut self) {
         if let Some(first) = self.held.first.take() {
-            self.place(first).await;
+            self.place(vec![first]).await;
         }
-        while self.held.first.is_none() {
-            let Some(next) = self.held.behind.pop_front() else { return };
-            self.submit(next).await;
+        if self.held.first.is_none() && !self.held.behind.is_empty() {
+            let behind = self.held.behind.drain(..).collect();
+            self.submit(behind).await;
+        }
+    }
+
+    /// Tells its task whether windows are held, so that no more come, and whoever looks at the health.
+    pub(super) fn tell_crowded(&self) {
+        self.set_crowded(self.holds() && !self.held.is_empty());
+    }
+
+    pub(super) fn set_crowded(&self, is_crowded: bool) {
+        let has_changed = self
+            .crowding
+            .send_if_modified(|crowded| std::mem::replace(crowded, is_crowded) != is_crowded);
+        if has_changed {
+            let why = "they are held up, as many windows wait for an answer as there is room for";
+            let source = format!("inputs of task {}", self.record.facts.task);
+            self.services.conditions.set(&source, is_crowded.then(|| why.to_owned()));
         }
     }
 
     fn hold_behind(&mut self, input: Input) {
         self.held.behind.push_back(input);
         if self.held.behind.len() > MAX_BEHIND
+            && !self.holds()
             && let Some(oldest) = self.held.behind.pop_front()
         {
             let message = "newer windows took its place before there was room".to_owned();
-            self.refuse(Code::Dropped, message, oldest.reply);
+            self.refuse(Code::Dropped, message, oldest);
         }
     }
 
-    /// Puts a job into the spool; where the newest counts, in the place of the oldest.
-    async fn place(&mut self, window: Encrypted) {
-        if self.backlog() >= MAX_WAITING {
-            if self.gives_way() {
-                self.held.first = Some(window);
-            } else {
-                self.refuse_crowded(window.input);
-            }
-            return;
-        }
-        match self.services.spool.append(window.job.clone()).await {
-            Ok(number) => {
-                self.issued = number.0;
-                if self.issued == self.services.decryption_budget {
-                    let session = self.record.id.clone();
-                    self.services.audit.record(AuditEvent::BudgetExhausted { session });
-                }
-                let Encrypted { input, job, encrypt } = window;
-                let made = Made { at: input.arrived, encrypt, reply: input.reply };
-                self.jobs.insert(job.numbered(number), Some(made), Instant::now());
-            }
-            Err(SpoolError::Full { .. }) if self.gives_way() => self.held.first = Some(window),
-            Err(error) => {
-                self.refuse(error.code(), error.to_string(), window.input.reply);
-                if let SpoolError::NumbersLost = error {
-                    self.drain(DrainReason::Rotated).await;
+    /// Puts jobs into the spool; where the newest counts, in the place of the oldest.
+    async fn place(&mut self, mut windows: Vec<Encrypted>) {
+        let room = MAX_WAITING.saturating_sub(self.backlog());
+        let beyond = windows.split_off(room.min(windows.len()));
+        let jobs: Vec<NewJob> = windows.iter().map(|window| window.job.clone()).collect();
+        let taken = if jobs.is_empty() {
+            Ok(Vec::new())
+        } else {
+            self.services.spool.append_all(jobs).await
+        };
+        let taken = taken.unwrap_or_else(|error| vec![Err(error); windows.len()]);
+        let mut has_lost_numbers = false;
+        for (window, taken) in windows.into_iter().zip(taken) {
+            match taken {
+                Ok(number) => self.placed(window, number),
+                Err(error @ SpoolError::Full { .. }) => self.without_room(window, &error),
+                Err(error) => {
+                    has_lost_numbers |= matches!(error, SpoolError::NumbersLost);
+                    self.refuse(error.code(), error.to_string(), window.input);
                 }
             }
         }
+        for window in beyond {
+            self.without_place(window);
+        }
+        if has_lost_numbers {
+            self.drain(DrainReason::Rotated).await;
+        }
+    }
+
+    /// A window is a job, and on disk.
+    fn placed(&mut self, window: Encrypted, number: JobNumber) {
+        self.issued = number.0;
+        if self.issued == self.services.decryption_budget {
+            let session = self.record.id.clone();
+            self.services.audit.record(AuditEvent::BudgetExhausted { session });
+        }
+        let Encrypted { input, job, encrypt } = window;
+        let made = Made { at: input.arrived, encrypt, reply: input.settle() };
+        self.jobs.insert(job.numbered(number), Some(made), Instant::now());
+    }
+
+    /// The spool has no room for a window.
+    fn without_room(&mut self, window: Encrypted, full: &SpoolError) {
+        if let Some(window) = self.hold(window) {
+            self.refuse(full.code(), full.to_string(), window.input);
+        }
+    }
+
+    /// The session has no room for a window.
+    fn without_place(&mut self, window: Encrypted) {
+        if let Some(window) = self.hold(window) {
+            self.refuse_crowded(window.input);
+        }
+    }
+
+    /// Keeps a window until there is room, or gives it back where it is to be refused.
+    fn hold(&mut self, window: Encrypted) -> Option<Encrypted> {
+        if self.held.first.is_some() {
+            self.hold_behind(window.input);
+        } else if self.holds() || self.gives_way() {
+            self.held.first = Some(window);
+        } else {
+            return Some(window);
+        }
+        None
     }
 
     fn refuse_crowded(&mut self, input: Input) {
         let message =
             format!("{MAX_WAITING} windows wait for an answer already; this one is dropped");
-        self.refuse(Code::BacklogFull, message, input.reply);
+        self.refuse(Code::BacklogFull, message, input);
+    }
+
+    fn holds(&self) -> bool {
+        self.services.policy(&self.record.facts.task).holds()
+    }
+
+    /// Whether a window is refused for which there is no room.
+    fn refuses(&self) -> bool {
+        self.order() == Order::OldestFirst && !self.holds()
     }
 
     /// Jobs in memory: answers that onboard software has not taken yet have to be kept too.
@@ -161,7 +235,7 @@ impl Actor {
 
     /// Which of its jobs go first.
     pub(super) fn order(&self) -> Order {
-        self.services.order(&self.record.facts.task)
+        self.services.policy(&self.record.facts.task).order
     }
 
     /// Ends the jobs that have waited for too long.

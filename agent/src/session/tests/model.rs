@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::world::{Setting, World};
 use super::{LONG, finish};
+use crate::config::WhenFull;
 use crate::spool::{Order, SpoolLimits};
 
 #[derive(Debug, Clone)]
@@ -65,10 +66,13 @@ fn setting() -> impl Strategy<Value = Setting> {
     let budgets = prop_oneof![Just(4_u64), Just(1000)];
     let orders = prop_oneof![Just(Order::OldestFirst), Just(Order::NewestFirst)];
     let sizes = prop_oneof![Just(250_u64), Just(SpoolLimits::default().max_bytes)];
-    (budgets, 0..2_usize, orders, sizes).prop_map(|(budget, warm, order, spool_bytes)| Setting {
+    let policies = prop_oneof![Just(WhenFull::DropOldest), Just(WhenFull::Block)];
+    let parts = (budgets, 0..2_usize, orders, policies, sizes);
+    parts.prop_map(|(budget, warm, order, when_full, spool_bytes)| Setting {
         budget,
         warm,
         order,
+        when_full,
         spool_bytes,
         ..Setting::default()
     })

@@ -24,13 +24,14 @@ use super::server::{Server, Signer, identity};
 use crate::audit::Audit;
 use crate::clock::{BootId, BootInstant, Clock};
 use crate::conditions::Conditions;
+use crate::config::WhenFull;
 use crate::custody::{Custodian, CustodianKind, CustodyError};
 use crate::disk::memory::MemoryDisk;
 use crate::echoes::Echoes;
 use crate::engines::Engines;
 use crate::onboard::{Onboard, ReleaseStep, Topics};
 use crate::secrets::VaultKey;
-use crate::services::Services;
+use crate::services::{Policy, Services};
 use crate::session::registry::SessionRegistry;
 use crate::spool::{Order, Spool, SpoolLimits};
 use crate::status::{StatusBoard, TaskStatus};
@@ -54,6 +55,7 @@ pub(super) struct Setting {
     pub(super) budget: u64,
     pub(super) warm: usize,
     pub(super) order: Order,
+    pub(super) when_full: WhenFull,
     pub(super) spool_bytes: u64,
 }
 
@@ -64,8 +66,15 @@ impl Default for Setting {
             budget: 1000,
             warm: 0,
             order: Order::OldestFirst,
+            when_full: WhenFull::DropOldest,
             spool_bytes: SpoolLimits::default().max_bytes,
         }
+    }
+}
+
+impl Setting {
+    fn policy(&self) -> Policy {
+        Policy { order: self.order, when_full: self.when_full }
     }
 }
 
@@ -288,7 +297,7 @@ impl World {
             attester: None,
             audit,
             conditions: Conditions::default(),
-            orders: [(TASK.parse().unwrap(), self.setting.order)].into(),
+            policies: [(TASK.parse().unwrap(), self.setting.policy())].into(),
             max_age: Duration::from_hours(4),
             lifetimes: Lifetimes { general: ttl, sensitive: ttl, long: ttl },
             decryption_budget: self.setting.budget,
@@ -686,7 +695,11 @@ impl World {
         let waiting = self.run(self.waiting(&services.spool));
         let unaccounted = self.unaccounted(&waiting);
         // Without a session windows wait with the task.
-        if self.links.onboard.load(Relaxed) && self.task().session.is_some() {
+        // Where windows are held, some may be.
+        if self.links.onboard.load(Relaxed)
+            && self.task().session.is_some()
+            && !self.setting.policy().holds()
+        {
             assert_eq!(unaccounted, 0, "windows are lost; {waiting:?} wait");
         }
     }
