@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod plain_mqtt;
 pub mod report;
 pub mod sessions;
+pub mod stream;
 pub mod subject;
 mod tpm_tools;
 pub mod unseal;
@@ -50,6 +51,8 @@ pub enum Section {
     Jobs,
     /// Resident memory of agent and server.
     Memory,
+    /// A kilohertz of samples for a minute, each window answered once.
+    Stream,
 }
 
 /// What to run.
@@ -137,5 +140,6 @@ async fn measure(section: Section, run: &mut Run) -> Result<()> {
         Section::Handshake => handshake::run(run).await,
         Section::Jobs => jobs::run(run).await,
         Section::Memory => memory::run(run).await,
+        Section::Stream => stream::run(run).await,
     }
 }

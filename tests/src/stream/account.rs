@@ -29,7 +29,7 @@ pub struct Account {
     pub doubled: u64,
     /// Answers to no window of the stream.
     pub wrong: u64,
-    /// Answers that came after those of younger windows.
+    /// Answers that came after a younger window's of the same session.
     pub disordered: u64,
     /// Refusals: how many windows, samples or messages, by code.
     pub refused: BTreeMap<String, u64>,
@@ -64,15 +64,11 @@ impl Account {
         )
     }
 
-    fn add(
-        &mut self,
-        message: &Arrived,
-        published: &[Instant],
-        jobs: &mut BTreeSet<(String, u64)>,
-    ) {
+    fn add(&mut self, message: &Arrived, published: &[Instant], seen: &mut Seen) {
         let body = &message.body;
-        if let (Some(session), Some(job)) = (body["session"].as_str(), body["job"].as_u64())
-            && !jobs.insert((session.to_owned(), job))
+        let session = body["session"].as_str().unwrap_or_default().to_owned();
+        if let Some(job) = body["job"].as_u64()
+            && !seen.jobs.insert((session.clone(), job))
         {
             self.doubled += 1;
             return;
@@ -88,14 +84,22 @@ impl Account {
             self.wrong += 1;
             return;
         };
-        let youngest = self.answered.last_key_value().map(|(window, _)| *window);
+        let before = seen.newest.insert(session, window);
         if self.answered.insert(window, message.at.saturating_duration_since(*sent)).is_some() {
             self.doubled += 1;
-        } else if youngest.is_some_and(|youngest| youngest > window) {
+        } else if before.is_some_and(|before| before > window) {
             self.disordered += 1;
         }
         self.in_agent.extend(body["timing"]["total_us"].as_u64().map(Duration::from_micros));
     }
+}
+
+/// What has been counted.
+#[derive(Default)]
+struct Seen {
+    jobs: BTreeSet<(String, u64)>,
+    /// The window that each session answered last.
+    newest: BTreeMap<String, u64>,
 }
 
 #[derive(Debug)]
@@ -127,10 +131,10 @@ impl Listener {
             client.subscribe(&format!("{PREFIX}/task/{task}/{what}")).await?;
         }
         let (sender, count) = watch::channel(0);
-        let (arrived, log) = (Arc::<Mutex<Vec<Arrived>>>::default(), format!("{PREFIX}/#"));
+        let (arrived, all) = (Arc::<Mutex<Vec<Arrived>>>::default(), format!("{PREFIX}/#"));
         let record = Arc::clone(&arrived);
         let collecting = tokio::spawn(async move {
-            while let Ok(message) = client.wait_for(&log, "outcome", FOR_EVER, |_| true).await {
+            while let Ok(message) = client.wait_for(&all, "outcome", FOR_EVER, |_| true).await {
                 let (at, is_error) = (Instant::now(), message.topic.ends_with("/error"));
                 let body = message.json().unwrap_or(Value::Null);
                 record.lock().unwrap_or_else(PoisonError::into_inner).push(Arrived {
@@ -154,8 +158,7 @@ impl Listener {
     ) -> Result<Account> {
         let windows = stream.windows();
         loop {
-            let before = *self.count.borrow_and_update();
-            if before >= windows {
+            if *self.count.borrow_and_update() >= windows {
                 break;
             }
             match timeout(patience, self.count.changed()).await {
@@ -164,9 +167,9 @@ impl Listener {
             }
         }
         let mut account = Account { windows, ..Account::default() };
-        let mut jobs = BTreeSet::new();
+        let mut seen = Seen::default();
         for message in self.arrived.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            account.add(message, published, &mut jobs);
+            account.add(message, published, &mut seen);
         }
         Ok(account)
     }

@@ -91,13 +91,7 @@ async fn a_declaration_that_does_not_fit_the_model_is_said_in_state_health_and_e
     assert_eq!(refusal["code"], "wrong_channels");
     let words = "takes 6 channels (fx, fy, fz, tx, ty, tz), the task's topics give 5";
     assert!(refusal["message"].to_string().contains(words), "{refusal}");
-    loop {
-        // Before, it says that the links are not up yet.
-        let health = stage.robot.onboard.health("degraded").await?;
-        if health["reasons"].to_string().contains(words) {
-            return Ok(());
-        }
-    }
+    stage.health_says(words).await
 }
 
 fn asking(content_type: Option<&str>, correlation: &'static [u8]) -> PublishProperties {

@@ -4,7 +4,6 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use moai_tests::World;
-use moai_tests::mqtt::Message;
 use moai_tests::onboard::SLOW;
 
 use crate::stage::{ARM, Stage, numbers, start, trials};
@@ -26,12 +25,6 @@ async fn audited(stage: &Stage, event: &str) -> Result<()> {
     let shown = stage.robot.agent.command(&["audit", "show"]).await?.success()?.text();
     ensure!(shown.contains(event), "{shown}");
     Ok(())
-}
-
-async fn health_says(stage: &Stage, reason: &str) -> Result<()> {
-    let client = &stage.robot.onboard.client;
-    let says = |message: &Message| String::from_utf8_lossy(&message.payload).contains(reason);
-    client.wait_for("moai/agent/health", reason, SLOW, says).await.map(drop)
 }
 
 fn kept_copy(stage: &Stage, name: &str) -> Result<Vec<u8>> {
@@ -103,7 +96,7 @@ async fn a_damaged_spool_costs_the_damaged_job_and_no_number_comes_twice() -> Re
         stage.robot.onboard.result(ARM).await?;
     }
     audited(&stage, "spool_damaged").await?;
-    health_says(&stage, "spool: it was damaged").await?;
+    stage.health_says("spool: it was damaged").await?;
     ensure!(kept_copy(&stage, "spool.log.damaged-")? == bytes);
 
     // Nobody knows which numbers the session has given out: it takes no more windows.
@@ -131,7 +124,7 @@ async fn a_damaged_vault_ends_its_sessions_and_each_job_is_told() -> Result<()> 
         ensure!(error["session"] == session.as_str(), "{error}");
     }
     audited(&stage, "vault_damaged").await?;
-    health_says(&stage, "vault: it was damaged").await?;
+    stage.health_says("vault: it was damaged").await?;
     ensure!(kept_copy(&stage, "vault.redb.damaged-")? == garbage);
 
     let another = stage.open_arm().await?;

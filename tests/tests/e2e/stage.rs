@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use moai_fhe::{Model, Window};
 use moai_tests::World;
 use moai_tests::mqtt::{Client, Message, matches};
+use moai_tests::onboard::SLOW;
 use moai_tests::peek::peek;
 use moai_tests::process::STEP;
 use moai_tests::recordings::{self, CHANNELS, SAMPLES, Trial};
@@ -72,6 +73,13 @@ impl Stage {
     pub(crate) async fn active_session(&self) -> Result<String> {
         let state = self.robot.onboard.state(ARM, "active").await?;
         Ok(state["session"].as_str().context("an active task has a session")?.to_owned())
+    }
+
+    /// Waits until the agent's health says these words (again).
+    pub(crate) async fn health_says(&self, words: &str) -> Result<()> {
+        let says = |message: &Message| String::from_utf8_lossy(&message.payload).contains(words);
+        let client = &self.robot.onboard.client;
+        client.wait_for("moai/agent/health", words, SLOW, says).await.map(drop)
     }
 
     /// Hands [`ARM`] a whole window.

@@ -9,7 +9,7 @@ use moai_tests::onboard::SLOW;
 use moai_tests::stream::{self, Encoding, Run, Stream};
 use moai_tests::tiny::{Gate, TinyServer};
 
-use crate::stage::{Stage, start};
+use crate::stage::start;
 
 /// A task that may lose nothing, beside those that messages open.
 const DECLARED: &str = "[[tasks]]\nname = \"held\"\nmodel = \"count\"\nscores = true\n\
@@ -43,12 +43,6 @@ async fn a_stream_of_a_kilohertz_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-async fn health_says(stage: &Stage, reason: &str) -> Result<()> {
-    let client = &stage.robot.onboard.client;
-    let says = |message: &Message| String::from_utf8_lossy(&message.payload).contains(reason);
-    client.wait_for("moai/agent/health", reason, SLOW, says).await.map(drop)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_there_is_no_room_for_stays_at_the_broker_whoever_is_killed() -> Result<()> {
     // Room for some hundreds of windows.
@@ -67,10 +61,11 @@ async fn what_there_is_no_room_for_stays_at_the_broker_whoever_is_killed() -> Re
         samples: 15 * 3000,
     };
     let run = Run::start(&stage, &stream).await?;
-    health_says(&stage, "held up").await?;
+    stage.health_says("held up").await?;
     stage.robot.agent.kill().await?;
+    stage.robot.onboard.forget_health();
     stage.robot.agent.spawn()?;
-    health_says(&stage, "held up").await?;
+    stage.health_says("held up").await?;
     let status = stream::status(&stage, "held").await?;
     assert_eq!([&status["refused"], &status["dropped_samples"]], [0, 0], "{status}");
     gate.set_shut(false);
@@ -81,7 +76,7 @@ async fn what_there_is_no_room_for_stays_at_the_broker_whoever_is_killed() -> Re
         "{}",
         account.summary()
     );
-    health_says(&stage, r#""status":"up""#).await?;
+    stage.health_says(r#""status":"up""#).await?;
     Ok(())
 }
 
