@@ -16,9 +16,9 @@ mod asked;
 mod dropping;
 mod inputs;
 mod sessions;
+mod work;
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep_until};
 use self::announcer::Announcer;
 use self::asked::Asked;
 use self::dropping::Dropping;
+use self::work::{Work, release};
 use crate::config::DeclaredTask;
 use crate::onboard::{
     Code, Command, Next, OpenRequest, Receiver, Refusal, ReplyTo, Request, TaskState, Wanted,
@@ -38,8 +39,6 @@ use crate::services::Services;
 use crate::session::lifecycle::{DrainReason, EndReason};
 use crate::session::{Input, Purpose, SessionHandle, SessionReport};
 use crate::uplink::Catalogue;
-use crate::vault::Release;
-use crate::window::WindowBuffer;
 
 const REPORT_QUEUE_LEN: usize = 32;
 const ORDER_QUEUE_LEN: usize = 8;
@@ -56,25 +55,6 @@ pub enum Order {
     Close,
     /// Say that it is not open, if it is not: the broker keeps an earlier state.
     Restate,
-}
-
-/// What an open task works with.
-struct Work {
-    purpose: Purpose,
-    channels: NonZeroUsize,
-    window: WindowBuffer,
-    current: Option<SessionHandle>,
-    successor: Option<SessionHandle>,
-    /// The current session follows this one, which is not known to drain yet.
-    follows: Option<SessionId>,
-    /// The current session is to have a successor.
-    renews: bool,
-    /// When the current session was opened.
-    opened: Instant,
-    /// No session is opened before.
-    retry_at: Option<Instant>,
-    /// Sessions are held by an emergency.
-    is_held: bool,
 }
 
 pub(crate) struct Task {
@@ -375,35 +355,6 @@ impl Task {
         let replies = self.asked.answered_by(state);
         self.announcer.state(TaskState { state, model, session, reason }, replies).await;
     }
-}
-
-impl Work {
-    /// `None` if the model's window has no channels, which its card does not allow.
-    fn new(purpose: Purpose) -> Option<Self> {
-        let window = WindowBuffer::new(&purpose.card);
-        Some(Self {
-            channels: NonZeroUsize::new(window.channels())?,
-            purpose,
-            window,
-            current: None,
-            successor: None,
-            follows: None,
-            renews: false,
-            opened: Instant::now(),
-            retry_at: None,
-            is_held: false,
-        })
-    }
-
-    /// Whether an open asks for what is open.
-    fn is_for(&self, request: &OpenRequest) -> bool {
-        self.purpose.card.id() == request.model.as_str()
-            && (self.purpose.ttl, self.purpose.release) == (request.ttl, release(request))
-    }
-}
-
-fn release(request: &OpenRequest) -> Release {
-    if request.scores { Release::Scores } else { Release::Label }
 }
 
 fn unknown_model(known: &Catalogue, model: &ModelId) -> Refusal {

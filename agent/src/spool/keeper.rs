@@ -5,7 +5,6 @@
 //! - a job that the disk refuses was not taken, and takes nothing from those that were;
 //! - an end that the disk refuses counts at once, and is written as soon as the disk takes it.
 
-use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use moai_transport::ids::{JobNumber, SessionId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::file::SpoolFile;
+use super::index::Index;
 use super::record::{Job, Record, max_payload_len};
 use super::scan::Span;
 use super::{Era, NewJob, Orphan, Outstanding, QUEUE_LEN, SpoolError, SpoolLimits, SpooledJob};
@@ -33,85 +33,6 @@ pub(super) enum Question {
     Outstanding { session: SessionId, reply: Reply<Outstanding> },
     Issued { session: SessionId, reply: Reply<u64> },
     Orphans { sessions: Vec<SessionId>, reply: Reply<Vec<Orphan>> },
-}
-
-/// What the file says.
-#[derive(Default)]
-pub(super) struct Index {
-    /// The era and the boot in which the file was last opened.
-    opened: Option<(Era, String)>,
-    jobs: BTreeMap<(SessionId, JobNumber), Span>,
-    /// The newest number of each session.
-    numbers: HashMap<SessionId, JobNumber>,
-    /// Bytes of all jobs.
-    live: u64,
-}
-
-impl Index {
-    /// Takes a record in that the file has.
-    pub(super) fn take(&mut self, record: Record, span: Span) {
-        match record {
-            Record::Opened { era, boot } => self.opened = Some((era, boot)),
-            Record::Numbers { session, newest } => self.count(session, newest),
-            Record::Job(Job { session, number, .. }) => self.insert(session, number, span),
-            Record::Removed { session, number } => drop(self.remove(session, number)),
-            Record::Forgotten { session } => drop(self.forget(&session)),
-        }
-    }
-
-    /// The era, if the file was last opened in this boot. What was written since is there then,
-    /// whatever the disk makes of a flush: it comes out of memory.
-    pub(super) fn era_in(&self, boot: &str) -> Option<Era> {
-        self.opened.as_ref().filter(|(_, opened)| opened == boot).map(|(era, _)| *era)
-    }
-
-    fn count(&mut self, session: SessionId, number: JobNumber) {
-        let newest = self.numbers.entry(session).or_default();
-        *newest = number.max(*newest);
-    }
-
-    fn insert(&mut self, session: SessionId, number: JobNumber, span: Span) {
-        self.count(session.clone(), number);
-        self.live += span.len as u64;
-        self.jobs.insert((session, number), span);
-    }
-
-    fn remove(&mut self, session: SessionId, number: JobNumber) -> Option<Span> {
-        let span = self.jobs.remove(&(session, number))?;
-        self.live -= span.len as u64;
-        Some(span)
-    }
-
-    fn of(&self, session: &SessionId) -> Vec<(JobNumber, Span)> {
-        let first = (session.clone(), JobNumber(0));
-        let last = (session.clone(), JobNumber(u64::MAX));
-        self.jobs.range(first..=last).map(|((_, number), span)| (*number, *span)).collect()
-    }
-
-    fn forget(&mut self, session: &SessionId) -> bool {
-        let is_known = self.numbers.remove(session).is_some();
-        let jobs = self.of(session);
-        for (number, _) in &jobs {
-            self.remove(session.clone(), *number);
-        }
-        is_known
-    }
-
-    fn next(&mut self, session: &SessionId) -> JobNumber {
-        let newest = self.numbers.entry(session.clone()).or_default();
-        newest.0 += 1;
-        *newest
-    }
-
-    /// What a new file begins with.
-    fn facts(&self) -> Vec<Record> {
-        let opened = self.opened.clone();
-        let opened = opened.map(|(era, boot)| Record::Opened { era, boot });
-        let numbers = self.numbers.iter();
-        let numbers = numbers
-            .map(|(session, newest)| Record::Numbers { session: session.clone(), newest: *newest });
-        opened.into_iter().chain(numbers).collect()
-    }
 }
 
 /// A job on its way to the disk.

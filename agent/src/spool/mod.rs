@@ -13,6 +13,7 @@
 //! - only ciphertext is kept.
 
 mod file;
+mod index;
 mod keeper;
 mod order;
 mod record;
@@ -30,7 +31,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::file::SpoolFile;
-use self::keeper::{Index, Keeper, Question, Reply, Request};
+use self::index::Index;
+use self::keeper::{Keeper, Question, Reply, Request};
 pub use self::order::Order;
 use self::record::{Job, Record};
 use crate::clock::{BootId, BootInstant};

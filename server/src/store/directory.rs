@@ -17,25 +17,25 @@
 //!   opened, and never served;
 //! - the table in memory is what counts; its lock is held for small files only, never for keys.
 
-use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+mod files;
+mod table;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use moai_transport::ids::{Digest, Tenant};
 use moai_transport::message::Manifest;
 
-use super::record::{MAX_RECORD_LEN, decode_tombstone, encode_tombstone};
+use self::files::{ENDED, KEYS, RECORD, create, private_directory, refusal, unusable, write};
+use self::table::{Entry, State, Table, read_table};
+use super::record::encode_tombstone;
 use super::{
     Answer, Budget, Found, Held, Opened, Record, SessionKey, Store, StoreError, Stored, UnixMillis,
     Usage,
 };
-
-const RECORD: &str = "record";
-const KEYS: &str = "keys";
-const ENDED: &str = "ended";
 
 /// Sessions in a directory.
 #[derive(Clone)]
@@ -45,39 +45,6 @@ struct Inner {
     sessions: PathBuf,
     table: Mutex<Table>,
     _lock: File,
-}
-
-#[derive(Default)]
-struct Table {
-    open: HashMap<SessionKey, Entry>,
-    ended: HashMap<SessionKey, UnixMillis>,
-}
-
-struct Entry {
-    record: Record,
-    /// None until the file was looked at.
-    held: Option<Held>,
-}
-
-/// What a session is whose files are there.
-enum State {
-    Open,
-    /// Its time is over, and nobody has swept it.
-    Ended,
-    /// So is that of its opens.
-    Forgotten,
-}
-
-impl Entry {
-    fn state(&self, now: UnixMillis) -> State {
-        if self.record.expires_at > now {
-            State::Open
-        } else if self.record.opens_until > now {
-            State::Ended
-        } else {
-            State::Forgotten
-        }
-    }
 }
 
 impl DirectoryStore {
@@ -254,30 +221,6 @@ impl Store for DirectoryStore {
     }
 }
 
-impl Table {
-    /// What a tenant keeps; of `except`, nothing counts.
-    fn usage(&self, tenant: &Tenant, except: Option<&SessionKey>, now: UnixMillis) -> Usage {
-        let mut usage = Usage::default();
-        for (key, entry) in &self.open {
-            if key.identity.tenant != *tenant || Some(key) == except {
-                continue;
-            }
-            match entry.state(now) {
-                State::Open => {
-                    usage.sessions += 1;
-                    usage.bytes = usage.bytes.saturating_add(entry.record.manifest.key_len);
-                }
-                State::Ended => usage.tombstones += 1,
-                State::Forgotten => {}
-            }
-        }
-        let ended = self.ended.iter();
-        let ended = ended.filter(|(key, until)| key.identity.tenant == *tenant && **until > now);
-        usage.tombstones += ended.count() as u64;
-        usage
-    }
-}
-
 impl Inner {
     fn table(&self) -> MutexGuard<'_, Table> {
         // The table is changed after the files were, in single steps: a panic leaves it whole.
@@ -444,108 +387,5 @@ impl Inner {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refusal(&path, &error)),
             _ => Ok(()),
         }
-    }
-}
-
-/// Puts a small file in its place in one step.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let new = path.with_added_extension("new");
-    create(&new, true)
-        .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(|error| refusal(path, &error))
-}
-
-fn create(path: &Path, truncate: bool) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(truncate).mode(0o600).open(path)
-}
-
-fn private_directory(path: &Path) -> Result<(), StoreError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| unusable(path, &error))?;
-    let facts = fs::symlink_metadata(path).map_err(|error| unusable(path, &error))?;
-    if !facts.is_dir() {
-        let message = format!("{} is no directory", path.display());
-        return Err(StoreError::Unusable(message));
-    }
-    if facts.mode() & 0o077 != 0 {
-        let message = format!("others may look into {}; it must have mode 0700", path.display());
-        return Err(StoreError::Unusable(message));
-    }
-    Ok(())
-}
-
-/// Reads what an earlier run left, and removes what is not whole.
-fn read_table(sessions: &Path) -> Result<Table, StoreError> {
-    let mut table = Table::default();
-    let mut keys = Vec::new();
-    for entry in fs::read_dir(sessions).map_err(|error| unusable(sessions, &error))? {
-        let path = entry.map_err(|error| unusable(sessions, &error))?.path();
-        match understand(&path) {
-            Some(Whole::Record(key, record)) => {
-                table.open.insert(key, Entry { record, held: None });
-            }
-            Some(Whole::Ended(key, until)) => {
-                table.ended.insert(key, until);
-            }
-            Some(Whole::Keys(key)) => keys.push((key, path)),
-            None => discard(&path)?,
-        }
-    }
-    // A tombstone is written before its record goes: where both are, the session has ended.
-    for key in table.ended.keys() {
-        if table.open.remove(key).is_some() {
-            discard(&sessions.join(format!("{key}.{RECORD}")))?;
-        }
-    }
-    for (key, path) in keys {
-        if !table.open.contains_key(&key) {
-            discard(&path)?;
-        }
-    }
-    Ok(table)
-}
-
-/// A file that is what its name says.
-enum Whole {
-    Record(SessionKey, Record),
-    Keys(SessionKey),
-    Ended(SessionKey, UnixMillis),
-}
-
-fn understand(path: &Path) -> Option<Whole> {
-    let (name, extension) = path.file_name()?.to_str()?.rsplit_once('.')?;
-    let key: SessionKey = name.parse().ok()?;
-    if !fs::symlink_metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let read = || {
-        let mut bytes = Vec::new();
-        let file = File::open(path).ok()?;
-        file.take(MAX_RECORD_LEN as u64 + 1).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
-    };
-    match extension {
-        KEYS => Some(Whole::Keys(key)),
-        RECORD => Record::decode(&key, &read()?).map(|record| Whole::Record(key, record)),
-        ENDED => decode_tombstone(&key, &read()?).map(|until| Whole::Ended(key, until)),
-        _ => None,
-    }
-}
-
-fn discard(path: &Path) -> Result<(), StoreError> {
-    tracing::warn!(path = %path.display(), "torn or foreign file removed from the key store");
-    fs::remove_file(path).map_err(|error| unusable(path, &error))
-}
-
-fn unusable(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Unusable(format!("{}: {error}", path.display()))
-}
-
-fn refusal(path: &Path, error: &io::Error) -> StoreError {
-    let message = format!("{}: {error}", path.display());
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(message),
-        _ => StoreError::Unavailable(message),
     }
 }

@@ -2,7 +2,10 @@
 
 mod attesting;
 mod ending;
+mod hearing;
 mod outcome;
+mod registering;
+mod sending;
 mod submitting;
 
 use std::collections::BTreeMap;
@@ -10,32 +13,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::{Context, Engine};
-use moai_transport::chunk;
-use moai_transport::frame::{Claims, Frame, FrameKind};
-use moai_transport::ids::{ContextId, JobNumber, ModelId, WorkerId};
+use moai_transport::ids::{ContextId, JobNumber, ModelId};
 use moai_transport::keys::SessionSigningKey;
-use moai_transport::link::PublishError;
-use moai_transport::message::{ErrorBody, ErrorCode, Have, Manifest};
-use moai_transport::topic::Topic;
+use moai_transport::message::Manifest;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::outcome::refusal_code;
 use self::submitting::Held;
 use super::farewell::Decided;
 use super::jobs::Jobs;
 use super::lifecycle::{CutReason, DrainReason, EndReason, Ended, Lifecycle};
-use super::outbox::{Outbox, Outcome};
-use super::registration::{Next, Registration};
+use super::outbox::Outbox;
+use super::registration::Registration;
 use super::registry::Membership;
 use super::{RENEWAL_PART, Reports, SessionReport, SessionRequest, StartError, Turn};
 use crate::audit::AuditEvent;
-use crate::secrets::OsEntropy;
 use crate::services::Services;
 use crate::spool::Outstanding;
 use crate::status::SessionStatus;
-use crate::uplink::{self, SendError, SessionEvent, context_id};
+use crate::uplink::{SendError, SessionEvent, context_id};
 use crate::vault::SessionRecord;
 
 const TICK: Duration = Duration::from_millis(500);
@@ -316,165 +313,6 @@ impl Actor {
         self.report(SessionReport::Draining).await;
     }
 
-    // Keys and registration.
-
-    /// Makes the evaluation keys and their manifest; of keys that were made ahead, the manifest.
-    fn generate_keys(&mut self) {
-        let seed = self.record.seed.fhe_seed("tfhe");
-        let (context, remaining) = (self.context, self.remaining());
-        let session_key = self.signing_key.public();
-        let engines = Arc::clone(&self.services.engines);
-        let (warm, busy) = (self.warm_keys.take(), self.services.warm.busy());
-        self.work.spawn_blocking(move || {
-            let generate = || {
-                let bytes = match warm {
-                    Some(bytes) => bytes,
-                    None => engines
-                        .setup(&Context::tfhe(), &seed)
-                        .and_then(|engine| engine.evaluation_keys())
-                        .map_err(|error| error.to_string())?,
-                };
-                drop(busy);
-                let manifest = chunk::manifest(context, remaining, session_key, &bytes, 0);
-                Ok(GeneratedKeys { manifest: manifest.map_err(|e| e.to_string())?, bytes })
-            };
-            Done::Keys(generate())
-        });
-    }
-
-    async fn keys_ready(&mut self, keys: Result<GeneratedKeys, String>) {
-        let keys = match keys {
-            Ok(keys) => keys,
-            Err(error) => return self.fail(error),
-        };
-        let mut record = self.record.clone();
-        record.facts.manifest = Some(keys.manifest.clone());
-        record.facts.state = record.facts.state.generated();
-        self.keep(record).await;
-        tracing::debug!(session = %self.record.id, bytes = keys.bytes.len(), "evaluation keys are ready");
-        if let Err(error) = self.registration.offer(keys.bytes, &keys.manifest) {
-            self.fail(error.to_string());
-        }
-    }
-
-    /// Sends whatever may be sent now: the question, chunks, jobs.
-    fn drive(&mut self) {
-        let now = Instant::now();
-        if let Some(manifest) = &self.record.facts.manifest {
-            let nonce = OsEntropy::bytes().map_or(0, u64::from_be_bytes);
-            if nonce != 0 && self.registration.ask(now, nonce) {
-                let mut manifest = manifest.clone();
-                manifest.nonce = nonce;
-                manifest.ttl_seconds =
-                    u32::try_from(self.remaining().as_secs().max(1)).unwrap_or(u32::MAX);
-                let topic = Topic::Open {
-                    identity: self.services.uplink.identity().clone(),
-                    session: self.record.id.clone(),
-                };
-                self.opens += 1;
-                match manifest.encode() {
-                    Ok(body) => {
-                        self.spawn(topic, FrameKind::Open, self.opens, body, Done::Opened);
-                    }
-                    Err(error) => {
-                        tracing::error!(session = %self.record.id, %error, "open cannot be encoded");
-                    }
-                }
-            }
-        }
-        while let Some((upload, worker)) = self.registration.upload() {
-            let worker = worker.clone();
-            let Some(chunk) = upload.next_chunk() else { break };
-            let topic = self.to_worker(worker, "chunk");
-            let (Frame { claims, .. }, expiry) =
-                self.frame(FrameKind::Chunk, chunk.index, Vec::new());
-            let uplink = self.services.uplink.clone();
-            self.work.spawn(async move {
-                let sent = uplink.send_chunk(&topic, &claims, &chunk, expiry).await;
-                Done::Chunk { index: chunk.index, sent: sent.map(|sent| sent.frame_len) }
-            });
-        }
-        if let Some(worker) = self.registration.registered_worker().cloned() {
-            let order = self.order();
-            while let Some((number, body)) = self.jobs.next_due(order, now) {
-                let topic = self.to_worker(worker.clone(), "job");
-                self.spawn(topic, FrameKind::Job, number.0, body.to_vec(), move |sent| Done::Job {
-                    number,
-                    sent,
-                });
-            }
-        }
-    }
-
-    fn to_worker(&self, worker: WorkerId, leaf: &str) -> Topic {
-        let identity = self.services.uplink.identity().clone();
-        let session = self.record.id.clone();
-        match leaf {
-            "chunk" => Topic::Chunk { identity, worker, session },
-            "job" => Topic::Job { identity, worker, session },
-            _ => Topic::Delete { identity, worker, session },
-        }
-    }
-
-    fn frame(&self, kind: FrameKind, number: u64, body: Vec<u8>) -> (Frame, Duration) {
-        let lifetime = self.remaining().min(kind.max_lifetime());
-        let claims = Claims {
-            identity: Some(self.services.uplink.identity().clone()),
-            session: Some(self.record.id.clone()),
-            number,
-            model: Some(self.model.clone()),
-            context: Some(self.context),
-            expires_at: (self.services.clock.unix() + lifetime).as_secs(),
-            ..Claims::default()
-        };
-        (Frame { kind, claims, body }, lifetime)
-    }
-
-    fn spawn(
-        &mut self,
-        topic: Topic,
-        kind: FrameKind,
-        number: u64,
-        body: Vec<u8>,
-        done: impl FnOnce(Result<usize, SendError>) -> Done + Send + 'static,
-    ) {
-        let (frame, expiry) = self.frame(kind, number, body);
-        let (uplink, key) = (self.services.uplink.clone(), Arc::clone(&self.signing_key));
-        self.work.spawn(async move {
-            done(uplink.send(&topic, &frame, &key, expiry).await.map(|sent| sent.frame_len))
-        });
-    }
-
-    async fn have(&mut self, have: &Have) {
-        match self.registration.have(have) {
-            Next::Ignore | Next::SendChunks => {}
-            Next::GenerateKeys => {
-                tracing::info!(session = %self.record.id, "the server lost the keys; making them again");
-                self.generate_keys();
-                self.report(SessionReport::Opening(Some("making keys again".to_owned()))).await;
-            }
-            Next::Registered => {
-                tracing::info!(session = %self.record.id, worker = %have.worker, "session is registered");
-                self.jobs.retry_all(Instant::now());
-                if self.stands_by {
-                    self.report(SessionReport::Ready).await;
-                } else {
-                    self.become_active().await;
-                }
-            }
-        }
-    }
-
-    /// The server may no longer hold the session: ask, and send every job again.
-    async fn renew(&mut self, why: &str) {
-        let was_active = self.registration.registered_worker().is_some();
-        self.registration.renew();
-        self.jobs.retry_all(Instant::now());
-        if was_active && self.state().draining().is_none() {
-            self.report(SessionReport::Opening(Some(why.to_owned()))).await;
-        }
-    }
-
     async fn tick(&mut self) {
         self.drop_old();
         // Jobs of other sessions may have left the spool.
@@ -494,96 +332,6 @@ impl Actor {
             self.services.board.update(&self.record.facts.task, |status| {
                 status.reason = Some("no compute server answers".to_owned());
             });
-        }
-    }
-
-    // What the server says.
-
-    async fn event(&mut self, event: SessionEvent) {
-        match event {
-            SessionEvent::Up => self.renew("the uplink came back").await,
-            SessionEvent::Have(have) => self.have(&have).await,
-            SessionEvent::Challenge(challenge) => self.challenge(challenge).await,
-            SessionEvent::Result { model, context, number, body, compute, frame_len } => {
-                if model.as_ref() != Some(&self.model)
-                    || context.is_some_and(|it| it != self.context)
-                {
-                    let why = "a result of another model or context than the session's";
-                    let class = ("result", "context");
-                    return uplink::refused(&self.services.audit, class, &self.record.id, &why);
-                }
-                self.answer(number, &body, compute, frame_len);
-            }
-            SessionEvent::Stale(why) => {
-                if self.registration.registered_worker().is_none() {
-                    self.report(SessionReport::Opening(Some(why.to_string()))).await;
-                }
-            }
-            SessionEvent::Error { number, error } => self.error(number, error).await,
-            SessionEvent::WorkerDown(worker) => {
-                if self.registration.worker() == Some(&worker) {
-                    self.renew("the compute server went away").await;
-                }
-            }
-        }
-    }
-
-    async fn error(&mut self, number: Option<JobNumber>, error: ErrorBody) {
-        tracing::warn!(session = %self.record.id, ?number, code = ?error.code, "the server refuses");
-        match (error.code, number) {
-            (ErrorCode::UnknownSession | ErrorCode::ExpiredSession, _) => {
-                self.renew("the server does not hold the session").await;
-            }
-            // An open that came twice, or late; the newest is under way or was answered.
-            (ErrorCode::Replayed, None) => {}
-            (code, Some(number)) if code.is_transient() => {
-                self.jobs.retry(number, Instant::now(), BUSY_PAUSE);
-            }
-            (_, Some(number)) => {
-                if let Some(job) = self.jobs.remove(number) {
-                    let message = format!("the server refused the job: {}", error.message);
-                    let refusal = self.refusal(refusal_code(error.code), number, message);
-                    self.decide(number, Outcome::Refusal(refusal), job.reply());
-                }
-            }
-            // Not about the session's opening, and about no job: somebody else's frame, if anybody's.
-            (_, None) if self.registration.registered_worker().is_some() => {}
-            (code, None) if code.is_transient() => {
-                let why = match code {
-                    ErrorCode::UntrustedCertificate => "the server does not trust this robot",
-                    ErrorCode::NotAttested => "the server does not believe this robot's state",
-                    ErrorCode::ExpiredFrame => "the clocks of robot and server differ",
-                    _ => "the server is busy",
-                };
-                let why = format!("{why}: {}", error.message);
-                self.report(SessionReport::Opening(Some(why))).await;
-            }
-            (_, None) => {
-                self.fail(format!("the server refused the session: {}", error.message));
-            }
-        }
-    }
-
-    async fn done(&mut self, done: Done) {
-        let now = Instant::now();
-        match done {
-            Done::Keys(keys) => self.keys_ready(keys).await,
-            Done::Chunk { index, sent } => self.registration.chunk_done(index, sent.is_ok(), now),
-            Done::Job { number, sent: Ok(frame_len) } => self.jobs.note_frame(number, frame_len),
-            // A link that is down tells when it is up again; then all jobs go again.
-            Done::Job { sent: Err(SendError::Publish(PublishError::Down)), .. }
-            | Done::Opened(Ok(_)) => {}
-            Done::Job { number, sent: Err(error) } => {
-                tracing::debug!(session = %self.record.id, %number, %error, "job not sent yet");
-                self.jobs.retry(number, now, BUSY_PAUSE);
-            }
-            Done::Attested(outcome) => self.attested(outcome).await,
-            Done::Opened(Err(error @ SendError::Frame(_))) => {
-                tracing::warn!(session = %self.record.id, %error, "open cannot be sent; trying again");
-            }
-            Done::Opened(Err(error)) => {
-                tracing::debug!(session = %self.record.id, %error, "open not sent yet");
-            }
         }
     }
 }
