@@ -3,8 +3,12 @@
 //! Invariants:
 //! - a [`Config`] is complete and consistent: it only exists if the whole file was understood;
 //! - it holds paths to secrets, never a secret.
+//!
+//! docs/configuration.md is its reference.
 
 mod custody;
+#[cfg(test)]
+mod reference;
 mod tasks;
 
 use std::path::{Path, PathBuf};
