@@ -118,7 +118,8 @@ impl Echoes {
     }
 
     /// On a link that subscribes to [`Topics::outcomes`].
-    pub(crate) fn on(
+    #[must_use]
+    pub fn on(
         link: Link,
         events: mpsc::Receiver<LinkEvent>,
         topics: &Topics,

@@ -91,12 +91,26 @@ impl Broker {
     /// # Errors
     /// mosquitto is not installed or does not come up.
     pub async fn uplink(directory: &Path, pki: &Pki, acl: &Acl, durable: bool) -> Result<Self> {
+        let options = if durable { Self::durable(directory)? } else { String::new() };
+        Self::uplink_with(directory, pki, acl, &options).await
+    }
+
+    /// The same with more options, in mosquitto's format; they come last.
+    ///
+    /// # Errors
+    /// As for [`Self::uplink`].
+    pub async fn uplink_with(
+        directory: &Path,
+        pki: &Pki,
+        acl: &Acl,
+        more: &str,
+    ) -> Result<Self> {
         let Credentials { ca, certificate, key } = pki.server()?;
         std::fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
         let rules = directory.join("acl");
         write_private(&rules, &acl.text())?;
-        let mut options = format!(
+        let options = format!(
             "cafile {}\ncertfile {}\nkeyfile {}\n\
              tls_version tlsv1.3\n\
              require_certificate true\n\
@@ -104,21 +118,23 @@ impl Broker {
              use_username_as_clientid true\n\
              allow_anonymous false\n\
              acl_file {}\n\
-             max_packet_size 524288\n",
+             max_packet_size 524288\n{more}",
             ca.display(),
             certificate.display(),
             key.display(),
             rules.display(),
         );
-        if durable {
-            let _ = write!(
-                options,
-                "persistence true\npersistence_location {}/\nautosave_on_changes true\n\
-                 autosave_interval 1\n",
-                directory.display()
-            );
-        }
         Self::start("uplink-broker", &directory, &options).await
+    }
+
+    fn durable(directory: &Path) -> Result<String> {
+        std::fs::create_dir_all(directory)?;
+        let directory = directory.canonicalize()?;
+        Ok(format!(
+            "persistence true\npersistence_location {}/\nautosave_on_changes true\n\
+             autosave_interval 1\n",
+            directory.display()
+        ))
     }
 
     async fn start(name: &'static str, directory: &Path, options: &str) -> Result<Self> {
@@ -128,7 +144,7 @@ impl Broker {
         // Started as root, mosquitto becomes the user "mosquitto", who may not read our keys.
         let user = if rustix::process::geteuid().is_root() { "user root\n" } else { "" };
         let config = format!(
-            "listener {} 127.0.0.1\n{options}{user}log_dest stderr\nlog_type all\n\
+            "listener {} 127.0.0.1\nlog_type all\n{options}{user}log_dest stderr\n\
              set_tcp_nodelay true\n",
             ports.first()
         );

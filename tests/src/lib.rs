@@ -32,6 +32,7 @@ pub mod compute;
 pub mod demo;
 pub mod dump;
 pub mod faults;
+pub mod fleet;
 pub mod inside;
 pub mod log;
 pub mod moto;

@@ -6,6 +6,7 @@
 //! - nothing is left behind but the JSON.
 
 pub mod encrypt;
+pub mod fleet;
 pub mod handshake;
 pub mod jobs;
 pub mod keys;
@@ -53,6 +54,8 @@ pub enum Section {
     Memory,
     /// A kilohertz of samples for a minute, each window answered once.
     Stream,
+    /// From 1 to 1,000 robots on one broker and one server; runs only if named.
+    Fleet,
 }
 
 /// What to run.
@@ -141,5 +144,6 @@ async fn measure(section: Section, run: &mut Run) -> Result<()> {
         Section::Jobs => jobs::run(run).await,
         Section::Memory => memory::run(run).await,
         Section::Stream => stream::run(run).await,
+        Section::Fleet => fleet::run(run).await,
     }
 }

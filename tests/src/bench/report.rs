@@ -15,6 +15,9 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
     section: &'static str,
+    /// The case it was measured in, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    case: Option<String>,
     name: String,
     value: f64,
     unit: &'static str,
@@ -47,8 +50,15 @@ impl Figure {
         value: f64,
         unit: &'static str,
     ) -> Self {
-        let name = name.into();
-        Self { section, name, value, unit, baseline: None, ratio: None, goal: None, reached: None }
+        let (name, case, baseline, ratio) = (name.into(), None, None, None);
+        Self { section, case, name, value, unit, baseline, ratio, goal: None, reached: None }
+    }
+
+    /// Says in which case it was measured: figures of several cases are shown side by side.
+    #[must_use]
+    pub fn of(mut self, case: impl Into<String>) -> Self {
+        self.case = Some(case.into());
+        self
     }
 
     /// Puts a baseline beside it; `ratio` with its `meaning` reads like "12 times fewer".
@@ -180,7 +190,8 @@ impl fmt::Display for Report {
         if *quick {
             writeln!(f, "quick run: few repetitions, take the figures as a hint")?;
         }
-        let rows: Vec<_> = self.figures.iter().map(Figure::cells).collect();
+        let single: Vec<_> = self.figures.iter().filter(|figure| figure.case.is_none()).collect();
+        let rows: Vec<_> = single.iter().map(|figure| figure.cells()).collect();
         let mut widths = HEADINGS.map(str::len);
         for (cell, width) in rows.iter().flat_map(|row| row.iter().zip(0..)) {
             if let Some(width) = widths.get_mut(width) {
@@ -188,7 +199,7 @@ impl fmt::Display for Report {
             }
         }
         let mut section = "";
-        for (figure, row) in self.figures.iter().zip(&rows) {
+        for (figure, row) in single.into_iter().zip(&rows) {
             if figure.section != section {
                 self.write_notes(f, section)?;
                 section = figure.section;
@@ -198,6 +209,7 @@ impl fmt::Display for Report {
             writeln!(f, "{}", line(row, &widths))?;
         }
         self.write_notes(f, section)?;
+        self.write_grids(f)?;
         let goals = || self.figures.iter().filter_map(|figure| figure.reached);
         let reached = goals().filter(|reached| *reached).count();
         writeln!(f, "\n{reached} of {} goals reached", goals().count())
@@ -205,12 +217,70 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// The figures of sections that have cases: a row for each name, a column for each case.
+    fn write_grids(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figures = || self.figures.iter().filter(|figure| figure.case.is_some());
+        for section in distinct(figures().map(|figure| figure.section)) {
+            let figures = || figures().filter(move |figure| figure.section == section);
+            let cases = distinct(figures().filter_map(|figure| figure.case.as_deref()));
+            let names = distinct(figures().map(|figure| figure.name.as_str()));
+            let mut rows = vec![Vec::from([String::new()])];
+            rows.extend(names.iter().map(|name| vec![(*name).to_owned()]));
+            if let Some(heading) = rows.first_mut() {
+                heading.extend(cases.iter().map(ToString::to_string));
+            }
+            for (row, name) in rows.iter_mut().skip(1).zip(&names) {
+                row.extend(cases.iter().map(|case| {
+                    let found = figures()
+                        .find(|it| it.name == *name && it.case.as_deref() == Some(*case));
+                    found.map_or(String::new(), |it| quantity(it.value, it.unit))
+                }));
+            }
+            writeln!(f, "\n{}", section.to_uppercase())?;
+            write_grid(f, &rows)?;
+            self.write_notes(f, section)?;
+        }
+        Ok(())
+    }
+
     fn write_notes(&self, f: &mut fmt::Formatter<'_>, section: &str) -> fmt::Result {
         self.notes
             .iter()
             .filter(|(of, _)| *of == section)
             .try_for_each(|(_, text)| writeln!(f, "  * {text}"))
     }
+}
+
+/// What there is, each once, in the order of its first occurrence.
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut distinct = Vec::new();
+    for one in all {
+        if !distinct.contains(&one) {
+            distinct.push(one);
+        }
+    }
+    distinct
+}
+
+/// Names to the left, everything else to the right.
+fn write_grid(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if column == 0 {
+                write!(f, "  {cell:<width$}")?;
+            } else {
+                write!(f, "  {cell:>width$}")?;
+            }
+        }
+        writeln!(f)?;
+    }
+    Ok(())
 }
 
 fn line(cells: &[String; 6], widths: &[usize; 6]) -> String {
@@ -266,6 +336,22 @@ mod tests {
         ] {
             assert_eq!(number(value), text);
         }
+    }
+
+    #[test]
+    fn cases_stand_side_by_side() {
+        let mut report = Report::new(Conditions::now(true));
+        for (case, value) in [("1 robot", 1.0), ("10 robots", 12.0)] {
+            report.add(Figure::new("fleet", "memory", value, "MB").of(case));
+        }
+        report.add(Figure::new("fleet", "lost", 0.0, "").of("10 robots"));
+        let text = report.to_string();
+        let lines: Vec<&str> = text.lines().skip_while(|line| *line != "FLEET").skip(1).collect();
+        let cells: Vec<Vec<&str>> =
+            lines.iter().map(|line| line.split("  ").filter(|it| !it.is_empty()).collect()).collect();
+        assert_eq!(cells[0], ["1 robot", "10 robots"].map(str::trim), "{text}");
+        assert_eq!(lines[1], "  memory  1.00 MB    12.0 MB", "{text}");
+        assert_eq!(lines[2].split_ascii_whitespace().collect::<Vec<_>>(), ["lost", "0.00000"]);
     }
 
     #[test]
