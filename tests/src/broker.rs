@@ -99,12 +99,7 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Self::uplink`].
-    pub async fn uplink_with(
-        directory: &Path,
-        pki: &Pki,
-        acl: &Acl,
-        more: &str,
-    ) -> Result<Self> {
+    pub async fn uplink_with(directory: &Path, pki: &Pki, acl: &Acl, more: &str) -> Result<Self> {
         let Credentials { ca, certificate, key } = pki.server()?;
         std::fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::record::{self, Record};
-use super::scan::{self, Scanned, Span};
+use super::scan::{self, Found, Scanned, Span};
 use crate::disk::{Disk, DiskFile};
 
 /// How much is copied at a time.
@@ -37,14 +37,14 @@ pub(super) struct SpoolFile {
 }
 
 impl SpoolFile {
-    /// Opens or creates the file, hands every record to `take`, and cuts what a torn write left.
+    /// Opens or creates the file, hands what is in it to `take`, and cuts what a torn write left.
     ///
     /// # Errors
     /// The operating system refuses.
     pub(super) fn open(
         disk: Arc<dyn Disk>,
         path: PathBuf,
-        take: &mut dyn FnMut(Record, Span),
+        take: &mut dyn FnMut(Found),
     ) -> io::Result<(Self, Scanned)> {
         let file = disk.open(&path)?;
         let scanned = scan::scan(&*file, take)?;

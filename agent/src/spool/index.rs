@@ -1,12 +1,15 @@
 //! What the spool's file says: which jobs wait and where, and the newest number of each session.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use moai_transport::ids::{JobNumber, SessionId};
 
 use super::Era;
 use super::record::{Job, Record};
-use super::scan::Span;
+use super::scan::{Found, Span};
+
+/// At most so many jobs are reported for one hole; a session's numbers go no higher.
+const MAX_MISSING: u64 = moai_transport::message::MAX_JOBS;
 
 /// What the file says.
 #[derive(Default)]
@@ -16,19 +19,57 @@ pub(super) struct Index {
     pub(super) jobs: BTreeMap<(SessionId, JobNumber), Span>,
     /// The newest number of each session.
     pub(super) numbers: HashMap<SessionId, JobNumber>,
+    /// Numbers that were given out and of which a hole has left nothing: jobs that are lost, and
+    /// perhaps some that had ended.
+    pub(super) missing: BTreeSet<(SessionId, JobNumber)>,
+    /// Holes so far, and how many there were when a session's newest number was read.
+    holes: u64,
+    holes_before: HashMap<SessionId, u64>,
     /// Bytes of all jobs.
     pub(super) live: u64,
 }
 
 impl Index {
-    /// Takes a record in that the file has.
-    pub(super) fn take(&mut self, record: Record, span: Span) {
+    /// Takes in what the file has.
+    pub(super) fn take(&mut self, found: Found) {
+        let Found::Record(record, span) = found else {
+            self.holes += 1;
+            return;
+        };
         match record {
             Record::Opened { era, boot } => self.opened = Some((era, boot)),
-            Record::Numbers { session, newest } => self.count(session, newest),
-            Record::Job(Job { session, number, .. }) => self.insert(session, number, span),
-            Record::Removed { session, number } => drop(self.remove(session, number)),
+            Record::Numbers { session, newest } => {
+                self.holes_before.insert(session.clone(), self.holes);
+                self.count(session, newest);
+            }
+            Record::Job(Job { session, number, .. }) => {
+                self.look_back(&session, number);
+                self.insert(session, number, span);
+            }
+            Record::Removed { session, number } => {
+                self.look_back(&session, number);
+                if self.holes > 0 {
+                    self.count(session.clone(), number);
+                }
+                self.missing.remove(&(session.clone(), number));
+                self.remove(session, number);
+            }
             Record::Forgotten { session } => drop(self.forget(&session)),
+        }
+    }
+
+    /// Numbers come in order: what was skipped over a hole is missing. Without one it was given to a
+    /// job that the disk refused, and before a session's first record nothing is known.
+    fn look_back(&mut self, session: &SessionId, number: JobNumber) {
+        let newest = self.numbers.get(session).copied();
+        if newest.is_some_and(|newest| number <= newest) {
+            return;
+        }
+        let before = self.holes_before.insert(session.clone(), self.holes);
+        let Some(newest) = newest else { return };
+        if before.is_some_and(|before| before < self.holes) && number.0 <= MAX_MISSING {
+            let skipped = (newest.0 + 1)..number.0;
+            self.missing.extend(skipped.map(|number| (session.clone(), JobNumber(number))));
         }
     }
 
@@ -63,6 +104,7 @@ impl Index {
 
     pub(super) fn forget(&mut self, session: &SessionId) -> bool {
         let is_known = self.numbers.remove(session).is_some();
+        self.missing.retain(|(of, _)| of != session);
         let jobs = self.of(session);
         for (number, _) in &jobs {
             self.remove(session.clone(), *number);

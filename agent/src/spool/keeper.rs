@@ -117,6 +117,7 @@ impl Keeper {
                     waiting.push(Waiting::Jobs { reply, jobs: numbered });
                 }
                 Request::Remove { session, number, reply } => {
+                    self.index.missing.remove(&(session.clone(), number));
                     if self.index.remove(session.clone(), number).is_some() {
                         self.owed.push(Record::Removed { session, number });
                     }
@@ -235,6 +236,8 @@ impl Keeper {
                         None => outstanding.lost.push(number),
                     }
                 }
+                let missing = self.index.missing.iter().filter(|(of, _)| *of == session);
+                outstanding.lost.extend(missing.map(|(_, number)| *number));
                 answer(reply, Ok(outstanding));
             }
             Question::Issued { session, reply } => {

@@ -127,7 +127,8 @@ pub struct SpooledJob {
 pub struct Outstanding {
     /// Those that wait for an answer, oldest first.
     pub jobs: Vec<SpooledJob>,
-    /// Those that the disk has lost while the agent ran.
+    /// Those that the disk has lost: while the agent ran, or before it started with records around
+    /// them left.
     pub lost: Vec<JobNumber>,
 }
 
@@ -354,8 +355,7 @@ fn keeper(
     trouble: watch::Sender<Option<String>>,
 ) -> io::Result<(Keeper, Option<SpoolDamage>)> {
     let mut index = Index::default();
-    let (file, scanned) =
-        SpoolFile::open(disk, path.to_owned(), &mut |record, span| index.take(record, span))?;
+    let (file, scanned) = SpoolFile::open(disk, path.to_owned(), &mut |found| index.take(found))?;
     let problem = if scanned.is_foreign {
         Some("it is no spool of this version".to_owned())
     } else if scanned.holes > 0 {

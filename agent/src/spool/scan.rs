@@ -27,6 +27,14 @@ impl Span {
     }
 }
 
+/// What comes by.
+pub(super) enum Found {
+    /// A record, and where it lies.
+    Record(Record, Span),
+    /// Something that is none, before the record that comes next.
+    Hole,
+}
+
 /// What a file turned out to be.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Scanned {
@@ -42,22 +50,24 @@ pub(super) struct Scanned {
     pub(super) is_foreign: bool,
 }
 
-/// Hands every record to `take`, oldest first.
+/// Hands every record to `take`, oldest first, and every hole between them.
 ///
 /// # Errors
 /// The operating system refuses to read.
-pub(super) fn scan(file: &dyn DiskFile, take: &mut dyn FnMut(Record, Span)) -> io::Result<Scanned> {
+pub(super) fn scan(file: &dyn DiskFile, take: &mut dyn FnMut(Found)) -> io::Result<Scanned> {
     let length = file.length()?;
     let mut scanned = Scanned::default();
     let mut at = 0;
     let mut is_in_hole = false;
     while at < length {
         if let Some((record, sequence, span)) = read(file, at, length, scanned.sequence)? {
-            scanned.holes += u64::from(is_in_hole);
-            is_in_hole = false;
+            if std::mem::take(&mut is_in_hole) {
+                scanned.holes += 1;
+                take(Found::Hole);
+            }
             (scanned.sequence, scanned.end) = (sequence, span.end());
             at = span.end();
-            take(record, span);
+            take(Found::Record(record, span));
         } else {
             is_in_hole = true;
             let Some(next) = find_marker(file, at + 1, length)? else { break };

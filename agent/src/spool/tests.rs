@@ -70,16 +70,25 @@ impl Bench {
         self.ask(|reply| Request::Forget { session, reply })
     }
 
+    fn outstanding(&mut self, number: u8) -> Outstanding {
+        let session = session(number);
+        self.ask(|reply| Request::Ask(Question::Outstanding { session, reply })).unwrap()
+    }
+
+    fn lost(&mut self) -> Vec<(SessionId, JobNumber)> {
+        let mut lost = Vec::new();
+        for number in 0..=u8::MAX {
+            lost.extend(
+                self.outstanding(number).lost.into_iter().map(|job| (session(number), job)),
+            );
+        }
+        lost
+    }
+
     fn waiting(&mut self) -> Jobs {
-        let of = |number, reply| {
-            let session = session(number);
-            Request::Ask(Question::Outstanding { session, reply })
-        };
         let mut all = Jobs::new();
         for number in 0..=u8::MAX {
-            let outstanding = self.ask(|reply| of(number, reply)).unwrap();
-            assert_eq!(outstanding.lost, []);
-            for job in outstanding.jobs {
+            for job in self.outstanding(number).jobs {
                 assert_eq!((job.plain_len, job.accepted), (720, BootInstant(5)));
                 all.insert((session(number), job.number), job.body);
             }
@@ -124,6 +133,7 @@ fn cut_off_at_any_byte_it_has_what_was_whole_before_and_no_number_comes_twice() 
         let mut bench = Bench::open(&disk, "two", 2, BIG);
         let (_, before) = steps.iter().rev().find(|(length, _)| *length <= cut).unwrap();
         assert_eq!(bench.waiting(), *before, "cut at {cut}");
+        assert_eq!(bench.lost(), [], "cut at {cut}");
         assert_eq!(bench.damage, None, "cut at {cut}");
         let old = NewJob { era: Era(1), ..bench.job(&session(1), b"old") };
         let refused = bench.append_all(vec![old]);
@@ -162,6 +172,11 @@ fn a_flipped_bit_costs_the_record_it_is_in_and_changes_no_other() {
             assert!(waiting.contains_key(key), "bit {bit} costs {key:?}");
         }
         let is_last = index == steps.len() - 1;
+        // Of a session's first record nothing tells that it was there, nor of the last.
+        let mut gone: Vec<_> =
+            end.keys().filter(|key| !waiting.contains_key(key)).cloned().collect();
+        gone.retain(|(_, number)| number.0 > 1 && !is_last);
+        assert_eq!(bench.lost(), gone, "bit {bit}");
         assert_eq!(bench.damage.is_some(), !is_last, "bit {bit}");
         let old = NewJob { era: Era(1), ..bench.job(&session(1), b"old") };
         let refused = bench.append_all(vec![old]);
@@ -170,6 +185,33 @@ fn a_flipped_bit_costs_the_record_it_is_in_and_changes_no_other() {
         let mut again = Bench::open(&disk, "one", 3, BIG);
         assert_eq!((again.damage.take(), again.waiting()), (None, waiting), "bit {bit}");
     }
+}
+
+#[test]
+fn a_lost_job_is_known_by_its_number_until_somebody_was_told() {
+    let disk = MemoryDisk::default();
+    let mut bench = Bench::open(&disk, "one", 1, BIG);
+    let (a, b) = (session(1), session(2));
+    let mut places = Vec::new();
+    for n in 0..12_u8 {
+        places.push(disk.read(&path()).len());
+        bench.append(if n % 2 == 0 { &a } else { &b }, &[n; 50]).unwrap();
+    }
+    bench.remove(&a, JobNumber(2)).unwrap();
+    drop(bench);
+    let mut bytes = disk.read(&path());
+    // Jobs 2, 3 and 5 of the one, the first of which had ended, and 3 of the other.
+    for n in [2, 4, 5, 8] {
+        bytes[places[n] + 40] ^= 0x10;
+    }
+    disk.write(&path(), &bytes);
+    let mut bench = Bench::open(&disk, "one", 2, BIG);
+    let lost = [(a.clone(), JobNumber(3)), (a.clone(), JobNumber(5)), (b, JobNumber(3))];
+    assert_eq!(bench.lost(), lost);
+    bench.remove(&a, JobNumber(3)).unwrap();
+    assert_eq!(bench.lost(), lost[1..]);
+    bench.forget(&a).unwrap();
+    assert_eq!(bench.lost(), lost[2..]);
 }
 
 #[test]
@@ -422,6 +464,7 @@ proptest! {
                 Step::FlushesFail(fail) => disk.fail(fail.then_some(Failing::Sync)),
             }
             prop_assert_eq!(&bench.waiting(), &model.accepted);
+            prop_assert_eq!(bench.lost(), []);
         }
     }
 }

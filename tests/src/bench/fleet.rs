@@ -13,8 +13,10 @@ use super::Run;
 use super::measure::percentile;
 use super::report::Figure;
 use crate::broker::{Acl, Broker, SERVER};
-use crate::fleet::plan::{self, CredentialFiles, RobotsPlan, RobotsReport, ServerPlan, Stage, Used};
 use crate::fleet::plan::identity;
+use crate::fleet::plan::{
+    self, CredentialFiles, RobotsPlan, RobotsReport, ServerPlan, Stage, Used,
+};
 use crate::pki::Pki;
 use crate::process::{Launch, Process, STEP, binary};
 

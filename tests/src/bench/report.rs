@@ -231,8 +231,8 @@ impl Report {
             }
             for (row, name) in rows.iter_mut().skip(1).zip(&names) {
                 row.extend(cases.iter().map(|case| {
-                    let found = figures()
-                        .find(|it| it.name == *name && it.case.as_deref() == Some(*case));
+                    let found =
+                        figures().find(|it| it.name == *name && it.case.as_deref() == Some(*case));
                     found.map_or(String::new(), |it| quantity(it.value, it.unit))
                 }));
             }
@@ -305,6 +305,9 @@ fn number(value: f64) -> String {
     if value.is_nan() || value.is_infinite() {
         return value.to_string();
     }
+    if value == 0.0 {
+        return "0".to_owned();
+    }
     let decimals = [100.0, 10.0, 1.0, 0.1, 0.01].iter().filter(|bound| value.abs() < **bound);
     let text = format!("{value:.*}", decimals.count());
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
@@ -332,7 +335,7 @@ mod tests {
             (12.34, "12.3"),
             (1.0, "1.00"),
             (0.012_34, "0.0123"),
-            (0.0, "0.00000"),
+            (0.0, "0"),
         ] {
             assert_eq!(number(value), text);
         }
@@ -347,11 +350,13 @@ mod tests {
         report.add(Figure::new("fleet", "lost", 0.0, "").of("10 robots"));
         let text = report.to_string();
         let lines: Vec<&str> = text.lines().skip_while(|line| *line != "FLEET").skip(1).collect();
-        let cells: Vec<Vec<&str>> =
-            lines.iter().map(|line| line.split("  ").filter(|it| !it.is_empty()).collect()).collect();
+        let cells: Vec<Vec<&str>> = lines
+            .iter()
+            .map(|line| line.split("  ").filter(|it| !it.is_empty()).collect())
+            .collect();
         assert_eq!(cells[0], ["1 robot", "10 robots"].map(str::trim), "{text}");
         assert_eq!(lines[1], "  memory  1.00 MB    12.0 MB", "{text}");
-        assert_eq!(lines[2].split_ascii_whitespace().collect::<Vec<_>>(), ["lost", "0.00000"]);
+        assert_eq!(lines[2].split_ascii_whitespace().collect::<Vec<_>>(), ["lost", "0"]);
     }
 
     #[test]

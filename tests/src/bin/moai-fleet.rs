@@ -38,9 +38,7 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     match command {
-        Command::Server { plan } => {
-            runtime.block_on(server::run(plan::read::<ServerPlan>(&plan)?))
-        }
+        Command::Server { plan } => runtime.block_on(server::run(plan::read::<ServerPlan>(&plan)?)),
         Command::Robots { plan } => {
             let plan = plan::read::<RobotsPlan>(&plan)?;
             let report = runtime.block_on(robots::run(&plan));

@@ -9,13 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use moai_agent::custody::VAULT_FILE;
+use moai_agent::spool::SPOOL_FILE;
 use tokio::time::sleep;
 
 use super::isolation::PacketLoss;
 use super::load::MODEL;
 use crate::World;
+use crate::process::STEP;
 use crate::proxy::{Direction, Proxy};
 
+/// What `config` problems end with (sysexits.h, `EX_CONFIG`).
+const WRONG_CONFIGURATION: i32 = 78;
+/// Less than the record of a job.
+const TORN: usize = 40;
+/// About as long as the record of a job.
+const JOB_RECORD: usize = 150;
 /// The task that opens beside the load.
 const OTHER_TASK: &str = "other";
 
@@ -32,6 +41,26 @@ pub enum Part {
     OnboardBroker,
     /// The robot's TPM.
     Tpm,
+}
+
+/// A file of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Its sessions.
+    Vault,
+    /// Its jobs.
+    Spool,
+    /// Its configuration.
+    Config,
+}
+
+/// What becomes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// Single bits flip.
+    Flips,
+    /// Its end is missing.
+    Truncation,
 }
 
 /// A fault.
@@ -58,6 +87,10 @@ pub enum Fault {
     SlowUpload(u32, Duration),
     /// The robot's wall clock is ahead by so many seconds, for so long.
     Clock(i64, Duration),
+    /// `kill -9` of the agent while jobs wait, and its file is damaged before it starts again.
+    Corrupt(Kept, Damage),
+    /// `kill -9` of the TPM and of the agent, which starts again so long before the TPM is back.
+    StartWithoutTpm(Duration),
 }
 
 impl Fault {
@@ -137,6 +170,22 @@ impl Fault {
                 sleep(duration).await;
                 std::fs::remove_file(path)?;
             }
+            Self::Corrupt(kept, damage) => {
+                // Answers that do not come leave jobs in the spool.
+                signal(world, Part::Server, Signal::Freeze)?;
+                sleep(2 * PAUSE).await;
+                kill(world, Part::Agent).await?;
+                corrupt(world, kept, damage).await?;
+                signal(world, Part::Server, Signal::Thaw)?;
+            }
+            Self::StartWithoutTpm(duration) => {
+                kill(world, Part::Agent).await?;
+                kill(world, Part::Tpm).await?;
+                world.robot.agent.spawn()?;
+                sleep(duration).await;
+                ensure!(world.robot.agent.process()?.exit().is_none(), "the agent did not wait");
+                start(world, Part::Tpm).await?;
+            }
         }
         Ok(())
     }
@@ -148,10 +197,11 @@ impl Fault {
         matches!(self, Self::Clock(..)).then_some(("MOAI_TEST_CLOCK", path))
     }
 
-    /// How long an answer may take under it; none if it may keep answers back.
+    /// How long an answer may take under it; none if it may keep answers back. A job waits behind one
+    /// chunk, two seconds, and at most eight are under way: somewhat less than what the load brings.
     #[must_use]
     pub fn patience(self) -> Option<Duration> {
-        matches!(self, Self::SlowUpload(..)).then_some(Duration::from_secs(12))
+        matches!(self, Self::SlowUpload(..)).then_some(Duration::from_secs(20))
     }
 
     /// Whether the onboard broker dies with what it holds: windows that it took, and answers that it
@@ -161,11 +211,86 @@ impl Fault {
         self == Self::Kill(Part::OnboardBroker)
     }
 
-    /// Whether windows cannot be kept, and have to be refused.
+    /// Whether the agent's state directory is to be a small disk of its own.
     #[must_use]
     pub fn fills_the_disk(self) -> bool {
         matches!(self, Self::FullDisk(_))
     }
+
+    /// Whether windows cannot be kept, or what is kept of them is damaged: they have to be refused.
+    #[must_use]
+    pub fn costs_jobs(self) -> bool {
+        matches!(self, Self::FullDisk(_) | Self::Corrupt(Kept::Vault | Kept::Spool, _))
+    }
+
+    /// How many jobs go with the end of a file, so that nothing says that they ever were.
+    #[must_use]
+    pub fn destroys(self) -> usize {
+        usize::from(self == Self::Corrupt(Kept::Spool, Damage::Truncation))
+    }
+}
+
+/// Damages a file of the agent, which does not run, and starts it; what it starts with is what it can
+/// make of it.
+async fn corrupt(world: &mut World, kept: Kept, damage: Damage) -> Result<()> {
+    let agent = &world.robot.agent;
+    let path = match kept {
+        Kept::Vault => agent.state_directory().join(VAULT_FILE),
+        Kept::Spool => agent.state_directory().join(SPOOL_FILE),
+        Kept::Config => agent.config_file(),
+    };
+    let whole = std::fs::read(&path)?;
+    std::fs::write(&path, damaged(kept, damage, &whole)?)?;
+    if kept == Kept::Config {
+        let ended = world.robot.agent.spawn()?.wait(STEP).await?;
+        ensure!(ended.code() == Some(WRONG_CONFIGURATION), "the agent ended with {ended}");
+        std::fs::write(&path, whole)?;
+        return world.robot.start_agent().await;
+    }
+    world.robot.onboard.forget_health();
+    let log = world.robot.agent.spawn()?.log().clone();
+    world.robot.onboard.client.show_on_failure(&log);
+    if (kept, damage) == (Kept::Spool, Damage::Truncation) {
+        // A write that a power cut has cut off looks the same, and is nothing to tell of.
+        return world.robot.onboard.health("up").await.map(drop);
+    }
+    let health = world.robot.onboard.health("degraded").await?;
+    let part = if kept == Kept::Vault { "vault: " } else { "spool: " };
+    let reasons = health["reasons"].as_array().into_iter().flatten();
+    let mut reasons = reasons.filter_map(serde_json::Value::as_str);
+    ensure!(reasons.any(|it| it.starts_with(part)), "the health says nothing of it: {health}");
+    Ok(())
+}
+
+fn damaged(kept: Kept, damage: Damage, whole: &[u8]) -> Result<Vec<u8>> {
+    /// Of a redb file, and of the disk.
+    const PAGE: usize = 4096;
+    let mut bytes = whole.to_vec();
+    let len = bytes.len();
+    match (kept, damage) {
+        (Kept::Spool, Damage::Truncation) => bytes.truncate(len.saturating_sub(TORN)),
+        (_, Damage::Truncation) => bytes.truncate(len / 2),
+        (Kept::Vault, Damage::Flips) => {
+            bytes.iter_mut().skip(PAGE / 2).step_by(PAGE).for_each(flip);
+        }
+        // What was written last are jobs that wait.
+        (Kept::Spool, Damage::Flips) => {
+            bytes
+                .iter_mut()
+                .rev()
+                .skip(2 * JOB_RECORD)
+                .step_by(2 * JOB_RECORD)
+                .take(3)
+                .for_each(flip);
+        }
+        (Kept::Config, Damage::Flips) => bytes.iter_mut().take(1).for_each(flip),
+    }
+    ensure!(bytes != whole, "the file is as it was");
+    Ok(bytes)
+}
+
+fn flip(byte: &mut u8) {
+    *byte ^= 0x10;
 }
 
 async fn kill(world: &mut World, part: Part) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::time::Instant;
 
-use super::fault::{Fault, Part};
+use super::fault::{Damage, Fault, Kept, Part};
 use super::isolation::{Isolation, SmallDisk};
 use super::ledger::{self, Account};
 use super::load::{self, AGENT_TOML, DIGITS, Load, TASK};
@@ -99,6 +99,41 @@ pub const ROWS: &[Row] = &[
         Fault::Clock(-3600, SECOND.saturating_mul(8)),
     ),
     row("full-disk", "state directory full for 5 s", Fault::FullDisk(SECOND.saturating_mul(5))),
+    row(
+        "start-without-tpm",
+        "agent and TPM killed, the TPM back 5 s after the agent",
+        Fault::StartWithoutTpm(SECOND.saturating_mul(5)),
+    ),
+    row(
+        "vault-flips",
+        "agent killed with jobs waiting, a bit of each page of its vault flipped",
+        Fault::Corrupt(Kept::Vault, Damage::Flips),
+    ),
+    row(
+        "vault-truncated",
+        "the same, half of its vault missing",
+        Fault::Corrupt(Kept::Vault, Damage::Truncation),
+    ),
+    row(
+        "spool-flips",
+        "the same, a bit of three jobs in its spool flipped",
+        Fault::Corrupt(Kept::Spool, Damage::Flips),
+    ),
+    row(
+        "spool-truncated",
+        "the same, the end of the last job in its spool missing",
+        Fault::Corrupt(Kept::Spool, Damage::Truncation),
+    ),
+    row(
+        "config-flips",
+        "the same, a bit of its configuration flipped until somebody repairs it",
+        Fault::Corrupt(Kept::Config, Damage::Flips),
+    ),
+    row(
+        "config-truncated",
+        "the same, half of its configuration missing",
+        Fault::Corrupt(Kept::Config, Damage::Truncation),
+    ),
 ];
 
 /// What came of a row.
@@ -203,9 +238,10 @@ impl Row {
         demand_none(*wrong, "have a wrong answer");
         if !self.fault.kills_the_onboard_broker() {
             demand_none(*doubled, "have two outcomes");
-            demand_none(*untaken, "were not taken");
+            let untaken = untaken.saturating_sub(self.fault.destroys());
+            demand_none(untaken, "were not taken");
         }
-        if !self.fault.fills_the_disk() {
+        if !self.fault.costs_jobs() {
             demand_none(*refused, &format!("were refused: {codes:?}"));
         }
         if self.fault.patience().is_some_and(|patience| *slowest > patience) {

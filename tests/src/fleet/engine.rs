@@ -81,12 +81,12 @@ impl Engine for TinyEngine {
     }
 
     fn decrypt(&self, _: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
-        let (tag, levels) =
-            body.split_first_chunk::<TAG_LEN>().ok_or(EngineError::ForeignKey)?;
+        let (tag, levels) = body.split_first_chunk::<TAG_LEN>().ok_or(EngineError::ForeignKey)?;
         if *tag != self.tag {
             return Err(EngineError::ForeignKey);
         }
-        let number = levels.iter().fold(0, |number, level| number * i32::from(BASE) + i32::from(*level));
+        let number =
+            levels.iter().fold(0, |number, level| number * i32::from(BASE) + i32::from(*level));
         Ok(Scores::new(Zeroizing::new(vec![number])))
     }
 }

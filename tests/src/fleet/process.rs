@@ -31,7 +31,8 @@ pub fn used(process: u32) -> Result<Used> {
     let statm = read("statm")?;
     let pages: u64 = statm.split(' ').nth(1).context("a short statm")?.parse()?;
     Ok(Used {
-        cpu: u32::try_from(ticks).map(f64::from)? / f64::from(u32::try_from(clock_ticks_per_second())?),
+        cpu: u32::try_from(ticks).map(f64::from)?
+            / f64::from(u32::try_from(clock_ticks_per_second())?),
         resident: pages * u64::try_from(page_size())?,
         files: u64::try_from(std::fs::read_dir(directory.join("fd"))?.count())?,
     })

@@ -81,10 +81,8 @@ impl Robot {
             Endpoint { host: "localhost".to_owned(), port, tls: Some(credentials.tls()?) };
         let mut config = LinkConfig::new("uplink", endpoint, identity.to_string());
         config.max_packet = MAX_PACKET_LEN;
-        config.subscriptions = robot_filters(&identity)
-            .into_iter()
-            .map(|filter| (filter, Qos::AtLeastOnce))
-            .collect();
+        config.subscriptions =
+            robot_filters(&identity).into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect();
         let (uplink_link, uplink_events) = link::spawn(config, links.clone());
         let (uplink, _) = Uplink::start(
             identity,

@@ -132,10 +132,7 @@ async fn each<F: Future<Output = Result<Instant>> + Send + 'static>(
     ends.with_context(|| format!("{late} do not"))
 }
 
-async fn reached(
-    robot: &Robot,
-    moment: impl Fn(&Progress) -> Option<Instant>,
-) -> Result<Instant> {
+async fn reached(robot: &Robot, moment: impl Fn(&Progress) -> Option<Instant>) -> Result<Instant> {
     let mut progress = robot.software.progress();
     let reached = progress.wait_for(|progress| moment(progress).is_some()).await;
     reached.ok().and_then(|progress| moment(&progress)).context("its agent has gone")

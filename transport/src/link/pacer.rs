@@ -7,7 +7,8 @@
 //! - bulk under way is at most what the link carries in [`QUEUE_DELAY`] on top of its round trip, in
 //!   half a keep-alive, and [`MAX_WINDOW`]; but one publication may always be under way;
 //! - nothing is assumed of a link: the first publication goes alone, and its acknowledgement is the
-//!   first measurement;
+//!   first measurement. So it is again after a pause in which the link may have changed
+//!   (RFC 5681 section 4.1 says the same of TCP);
 //! - the rate is what was acknowledged while a bulk publication was under way, per time that it was
 //!   (the delivery rate of BBR, draft-ietf-ccwg-bbr section 4.1.2): a link on which little is sent
 //!   does not count as slow. The fastest of the last [`SAMPLES`] counts, so that one late
@@ -22,6 +23,8 @@ use tokio::time::Instant;
 pub const MAX_WINDOW: usize = 1024 * 1024;
 /// How long a prompt publication waits behind bulk, or as long as one bulk publication takes.
 const QUEUE_DELAY: Duration = Duration::from_secs(1);
+/// After so long without bulk, what was measured before counts no more.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Measurements of the rate that are remembered.
 const SAMPLES: usize = 4;
 const MICROS: u128 = 1_000_000;
@@ -49,13 +52,16 @@ pub(super) struct Pacer {
     round_trip: Option<Duration>,
     /// Bytes a second, newest last.
     rates: VecDeque<u128>,
+    /// When the last bulk was acknowledged, if none is under way.
+    idle_since: Option<Instant>,
 }
 
 impl Pacer {
     /// For a new connection.
     pub(super) fn new(keep_alive: Duration) -> Self {
         let rates = VecDeque::with_capacity(SAMPLES);
-        Self { keep_alive, delivered: 0, in_flight: 0, largest: 0, round_trip: None, rates }
+        let (round_trip, idle_since) = (None, None);
+        Self { keep_alive, delivered: 0, in_flight: 0, largest: 0, round_trip, rates, idle_since }
     }
 
     /// Whether another bulk publication may leave, taken to be as large as the largest so far.
@@ -76,6 +82,9 @@ impl Pacer {
     /// A publication is handed over.
     pub(super) fn on_departure(&mut self, len: usize, is_bulk: bool, now: Instant) -> Departure {
         if is_bulk {
+            if self.idle_since.take().is_some_and(|since| now >= since + PAUSE) {
+                self.rates.clear();
+            }
             self.in_flight += len;
             self.largest = self.largest.max(len);
         }
@@ -92,6 +101,7 @@ impl Pacer {
             return;
         }
         self.in_flight = self.in_flight.saturating_sub(len);
+        self.idle_since = (self.in_flight == 0).then_some(now);
         if self.rates.len() == SAMPLES {
             self.rates.pop_front();
         }
@@ -227,6 +237,21 @@ mod tests {
         wire.rate = 2_000_000;
         wire.upload_for(Duration::from_secs(5));
         assert!(wire.pacer.in_flight > 4 * CHUNK, "{}", wire.pacer.in_flight);
+    }
+
+    #[test]
+    fn a_link_that_became_slow_between_two_uploads_is_not_filled() {
+        let mut wire = Wire::new(50_000_000, Duration::from_millis(1), SLOW);
+        wire.upload_for(Duration::from_secs(1));
+        assert!(wire.most_in_flight > 4 * CHUNK);
+        while let Some(((at, _), departure)) = wire.acknowledgements.pop_first() {
+            wire.now = at;
+            wire.pacer.on_acknowledged(departure, at);
+        }
+        (wire.rate, wire.most_in_flight) = (60_000, 0);
+        wire.now += Duration::from_secs(10);
+        wire.upload_for(Duration::from_secs(30));
+        assert_eq!(wire.most_in_flight, CHUNK);
     }
 
     #[test]
