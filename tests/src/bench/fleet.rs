@@ -21,6 +21,7 @@ use crate::pki::Pki;
 use crate::process::{Launch, Process, STEP, binary};
 
 const SECTION: &str = "fleet";
+const LIMITS: &str = "fleet, where it breaks";
 /// mosquitto writes a line for each packet otherwise, which would be most of its work.
 const QUIET: &str = "log_type none\nlog_type error\nlog_type warning\n";
 /// mosquitto drops what exceeds 1,000 messages for one client, and the server is one client.
@@ -29,6 +30,22 @@ const QUEUE: &str = "max_queued_messages 20000\n";
 const SPARE_FILES: u64 = 200;
 const PATIENCE: Duration = Duration::from_mins(2);
 const IDLE: Duration = Duration::from_secs(10);
+const PERIOD: Duration = Duration::from_secs(5);
+const TIME: Duration = Duration::from_mins(1);
+const SIZES: [usize; 5] = [1, 10, 100, 300, 1000];
+/// Files of a robot in the robots' process.
+const FILES_OF_A_ROBOT: u64 = 5;
+
+/// What to measure instead of everything.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Sizes of fleets.
+    pub robots: Vec<usize>,
+    /// Time from a robot's window to its next.
+    pub period: Option<Duration>,
+    /// How long windows come.
+    pub time: Option<Duration>,
+}
 
 /// A fleet, and what is asked of it.
 struct Case {
@@ -37,6 +54,9 @@ struct Case {
     windows: u16,
     period: Duration,
     broker: String,
+    /// Files that the broker may open, if fewer than everybody else.
+    files: Option<u64>,
+    patience: Duration,
 }
 
 impl Case {
@@ -44,12 +64,19 @@ impl Case {
     fn new(robots: usize, period: Duration, time: Duration) -> Result<Self> {
         let windows = u16::try_from(time.as_millis() / period.as_millis().max(1))?;
         let noun = if robots == 1 { "robot" } else { "robots" };
-        let broker = format!("{QUIET}{QUEUE}");
-        Ok(Self { name: format!("{robots} {noun}"), robots, windows, period, broker })
+        Ok(Self {
+            name: format!("{robots} {noun}"),
+            robots,
+            windows,
+            period,
+            broker: format!("{QUIET}{QUEUE}"),
+            files: None,
+            patience: PATIENCE,
+        })
     }
 
-    fn named(self, name: &str) -> Self {
-        Self { name: name.to_owned(), ..self }
+    fn named(self, more: &str) -> Self {
+        Self { name: format!("{}, {more}", self.name), ..self }
     }
 }
 
@@ -57,19 +84,28 @@ impl Case {
 ///
 /// # Errors
 /// A process does not come up, or robots do not get their sessions.
-pub async fn run(run: &mut Run) -> Result<()> {
+pub async fn run(run: &mut Run, selection: &Selection) -> Result<()> {
     let files = raise_file_limit()?;
-    let time = Duration::from_secs(if run.quick { 10 } else { 60 });
-    let period = Duration::from_secs(5);
-    let sizes: &[usize] = if run.quick { &[1, 10, 100] } else { &[1, 10, 100, 300, 1000] };
+    let Selection { robots, period, time } = selection;
+    let is_all = robots.is_empty() && period.is_none() && time.is_none() && !run.quick;
+    let period = period.unwrap_or(PERIOD);
+    let time = time.unwrap_or(if run.quick { TIME / 6 } else { TIME });
+    let sizes = match (robots.as_slice(), run.quick) {
+        ([], true) => SIZES.get(..3).unwrap_or_default(),
+        ([], false) => &SIZES,
+        (chosen, _) => chosen,
+    };
     for robots in sizes {
         let case = Case::new(*robots, period, time)?;
-        let needed = *robots as u64 + SPARE_FILES;
-        if needed > files {
+        if FILES_OF_A_ROBOT * u64::try_from(*robots)? + SPARE_FILES > files {
             run.note(SECTION, format!("{}: skipped, at most {files} files may be open", case.name));
             continue;
         }
-        measure(run, case).await?;
+        run.step(&case.name);
+        let report = observe(&case).await.with_context(|| case.name.clone())?;
+        for figure in figures(SECTION, &case, &report)? {
+            run.add(figure.of(case.name.clone()));
+        }
     }
     run.note(
         SECTION,
@@ -77,21 +113,46 @@ pub async fn run(run: &mut Run) -> Result<()> {
             "each robot has a window every {} s for {} s; all connect, open and close at once; keys \
              of 1 KiB and an evaluation that costs nothing: what is measured is everything but the \
              scheme, robots without TPM and onboard broker",
-            period.as_secs(),
+            period.as_secs_f64(),
             time.as_secs()
         ),
     );
     run.note(SECTION, "bytes: those of TCP, TLS and MQTT included; CPU: all threads of a process");
+    if is_all { limits(run).await } else { Ok(()) }
+}
+
+/// Where it breaks.
+async fn limits(run: &mut Run) -> Result<()> {
+    let time = TIME / 2;
+    let hurry = |milliseconds| Case::new(1000, Duration::from_millis(milliseconds), time);
+    let installed = Case { broker: QUIET.to_owned(), ..hurry(1000)? };
+    let few = Case::new(300, PERIOD, time)?;
+    let few = Case { files: Some(256), patience: Duration::from_secs(20), ..few };
+    for case in [
+        hurry(2000)?.named("2 s"),
+        hurry(1000)?.named("1 s"),
+        hurry(500)?.named("0.5 s"),
+        installed.named("1 s, broker as installed"),
+        few.named("broker of 256 files"),
+    ] {
+        run.step(&case.name);
+        match observe(&case).await {
+            Ok(report) => {
+                for figure in figures(LIMITS, &case, &report)? {
+                    run.add(figure.of(case.name.clone()));
+                }
+            }
+            Err(error) => run.note(LIMITS, format!("{}: {}", case.name, last_words(&error))),
+        }
+    }
     Ok(())
 }
 
-async fn measure(run: &mut Run, case: Case) -> Result<()> {
-    run.step(&case.name);
-    let report = observe(&case).await.with_context(|| case.name.clone())?;
-    for figure in figures(&case, &report) {
-        run.add(figure.of(case.name.clone()));
-    }
-    Ok(())
+/// The line in which a process says why it gave up, rather than all that it had said.
+fn last_words(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let line = text.lines().find(|line| line.contains("Error: ")).unwrap_or(&text);
+    line.trim().to_owned()
 }
 
 /// Lets this process and its children open as many files as they may.
@@ -113,8 +174,13 @@ async fn observe(case: &Case) -> Result<RobotsReport> {
     let credentials = identities.iter().map(|identity| Ok(pki.client(identity)?.into()));
     let credentials: Vec<CredentialFiles> = credentials.collect::<Result<_>>()?;
     let acl = Acl { robots: identities, ..Acl::default() };
-    let mut broker =
-        Broker::uplink_with(&directory.join("broker"), &pki, &acl, &case.broker).await?;
+    let usual = getrlimit(Resource::Nofile);
+    if case.files.is_some() {
+        setrlimit(Resource::Nofile, Rlimit { current: case.files, ..usual })?;
+    }
+    let broker = Broker::uplink_with(&directory.join("broker"), &pki, &acl, &case.broker).await;
+    setrlimit(Resource::Nofile, usual)?;
+    let mut broker = broker?;
     let server = start_server(case, &pki, &broker, &directory).await?;
     let plan = RobotsPlan {
         port: broker.port(),
@@ -127,11 +193,11 @@ async fn observe(case: &Case) -> Result<RobotsReport> {
         idle: IDLE,
         windows: case.windows,
         period: case.period,
-        patience: PATIENCE,
+        patience: case.patience,
     };
     let file = directory.join("robots.json");
     plan::write(&file, &plan)?;
-    let limit = case.period * u32::from(case.windows) + IDLE + 5 * PATIENCE;
+    let limit = case.period * u32::from(case.windows) + IDLE + 5 * case.patience;
     let robots = launch("robots", &file, &directory)?.run(limit).await?.success()?;
     let text = robots.text();
     let line = text.lines().find(|line| line.starts_with('{')).context("no report")?;
@@ -154,7 +220,7 @@ async fn start_server(
         credentials: pki.client(SERVER)?.into(),
         signing_key: pki.signing_key(),
         directory: own,
-        sessions: 2 * case.robots as u64 + 8,
+        sessions: 2 * u64::try_from(case.robots)? + 8,
     };
     let file = directory.join("server.json");
     plan::write(&file, &plan)?;
@@ -168,10 +234,11 @@ fn launch(what: &str, plan: &Path, directory: &Path) -> Result<Launch> {
     Ok(Launch::new(what, &binary("moai-fleet")?, &directory.join("logs")).args(arguments))
 }
 
-fn figures(case: &Case, report: &RobotsReport) -> Vec<Figure> {
+#[expect(clippy::cast_precision_loss, reason = "figures have three digits")]
+fn figures(section: &'static str, case: &Case, report: &RobotsReport) -> Result<Vec<Figure>> {
     let RobotsReport { connect, open, idle, jobs, close, ends, disconnected, left } = report;
-    let robots = case.robots as f64;
-    let figure = |name: &str, value: f64, unit| Figure::new(SECTION, name, value, unit);
+    let robots = f64::from(u32::try_from(case.robots)?);
+    let figure = |name: &str, value: f64, unit| Figure::new(section, name, value, unit);
     let took = |stage: &Stage, percent| percentile(&stage.took, percent);
     let count = |value: u64| value as f64;
     let megabytes = |bytes: u64| count(bytes) / 1e6;
@@ -222,5 +289,5 @@ fn figures(case: &Case, report: &RobotsReport) -> Vec<Figure> {
         figures.push(figure(&format!("bytes up {what}"), up, "B"));
         figures.push(figure(&format!("bytes down {what}"), down, "B"));
     }
-    figures
+    Ok(figures)
 }

@@ -67,6 +67,8 @@ pub struct Options {
     pub quick: bool,
     /// Where the JSON goes.
     pub json: PathBuf,
+    /// What of the fleet.
+    pub fleet: fleet::Selection,
 }
 
 /// What a section writes to.
@@ -110,7 +112,7 @@ impl Run {
 /// # Errors
 /// Something that is to be measured does not work, or the JSON cannot be written.
 pub async fn run(options: Options) -> Result<()> {
-    let Options { sections, quick, json } = options;
+    let Options { sections, quick, json, fleet } = options;
     let progress = ProgressBar::new(sections.len().try_into()?).with_style(
         ProgressStyle::with_template("[{elapsed_precise}] {bar:24} {pos}/{len} {msg}")?,
     );
@@ -120,7 +122,7 @@ pub async fn run(options: Options) -> Result<()> {
     let report = Report::new(Conditions::now(quick));
     let mut run = Run { report, quick, progress };
     for section in sections {
-        measure(section, &mut run).await.with_context(|| {
+        measure(section, &mut run, &fleet).await.with_context(|| {
             format!("the section {section:?} cannot be measured").to_lowercase()
         })?;
         run.progress.inc(1);
@@ -132,7 +134,7 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn measure(section: Section, run: &mut Run) -> Result<()> {
+async fn measure(section: Section, run: &mut Run, fleet: &fleet::Selection) -> Result<()> {
     match section {
         Section::Encrypt => encrypt::run(run),
         Section::Pipeline => pipeline::run(run).await,
@@ -144,6 +146,6 @@ async fn measure(section: Section, run: &mut Run) -> Result<()> {
         Section::Jobs => jobs::run(run).await,
         Section::Memory => memory::run(run).await,
         Section::Stream => stream::run(run).await,
-        Section::Fleet => fleet::run(run).await,
+        Section::Fleet => fleet::run(run, fleet).await,
     }
 }

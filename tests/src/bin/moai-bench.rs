@@ -3,8 +3,10 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum as _};
+use moai_tests::bench::fleet::Selection;
 use moai_tests::bench::{self, Options, Section};
 
 /// Measures the project's parts against baselines in the same run, prints a table and writes
@@ -18,6 +20,15 @@ struct Cli {
     /// Measure the fleet: the same as naming that section.
     #[arg(long)]
     fleet: bool,
+    /// Robots of a fleet instead of 1, 10, 100, 300 and 1,000; may be repeated.
+    #[arg(long, value_name = "NUMBER")]
+    robots: Vec<usize>,
+    /// Milliseconds from a robot's window to its next, in a fleet.
+    #[arg(long, value_name = "MS")]
+    period: Option<u64>,
+    /// Seconds in which a fleet has windows.
+    #[arg(long, value_name = "S")]
+    time: Option<u64>,
     /// Fewer repetitions.
     #[arg(long)]
     quick: bool,
@@ -27,7 +38,7 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Cli { mut sections, fleet, quick, json } = Cli::parse();
+    let Cli { mut sections, fleet, robots, period, time, quick, json } = Cli::parse();
     let (variable, value) = moai_tpm::TSS_LOG_ENVIRONMENT;
     if std::env::var_os(variable).is_none() {
         // The environment is set where a process is started, so it is started again.
@@ -41,7 +52,12 @@ fn main() -> anyhow::Result<()> {
         let all = Section::value_variants().iter().copied();
         sections = all.filter(|section| *section != Section::Fleet).collect();
     }
+    let selection = Selection {
+        robots,
+        period: period.map(Duration::from_millis),
+        time: time.map(Duration::from_secs),
+    };
     let json = json.unwrap_or_else(|| moai_tests::repository().join("target/bench/bench.json"));
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(bench::run(Options { sections, quick, json }))
+    runtime.block_on(bench::run(Options { sections, quick, json, fleet: selection }))
 }

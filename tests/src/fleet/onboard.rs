@@ -50,6 +50,7 @@ pub struct Software {
 
 impl Software {
     /// At the far ends of the agent's onboard link and of that on which it hears itself.
+    #[must_use]
     pub fn start(far: FarEnd, echoes: FarEnd) -> Self {
         let (sender, progress) = watch::channel(Progress::default());
         let agent = far.events();
