@@ -45,6 +45,12 @@ pub(crate) struct KeptJob {
     pub(crate) progress: Progress,
 }
 
+impl KeptJob {
+    fn is_under_way(&self) -> bool {
+        matches!(self.progress, Progress::Computing(_))
+    }
+}
+
 /// How far a job is.
 #[derive(Clone)]
 pub(crate) enum Progress {
@@ -84,6 +90,8 @@ pub(crate) struct Session {
     /// Jobs that wait until its keys are in memory.
     pub(crate) waiting: Vec<Job>,
     jobs: BTreeMap<JobNumber, KeptJob>,
+    /// How many of them wait or are being computed: asked for with each job of the tenant.
+    under_way: usize,
     /// Bit `i % 64` of word `i / 64` is set if number `i` was used.
     used: Vec<u64>,
 }
@@ -91,7 +99,7 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn new(manifest: Manifest, expires: Instant, keys: Keys) -> Self {
         let (waiting, jobs, used) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { manifest, expires, keys, waiting, jobs, used }
+        Self { manifest, expires, keys, waiting, jobs, under_way: 0, used }
     }
 
     /// What is known of a job of this number.
@@ -118,13 +126,13 @@ impl Session {
         if let Some(word) = self.used.get_mut(word) {
             *word |= bit;
         }
-        self.jobs.insert(number, job);
+        self.under_way += usize::from(job.is_under_way());
+        if let Some(before) = self.jobs.insert(number, job) {
+            self.under_way -= usize::from(before.is_under_way());
+        }
         while self.jobs.len() > KEPT_RESULTS {
-            let oldest = self
-                .jobs
-                .iter()
-                .find(|(_, job)| matches!(job.progress, Progress::Computed { .. }))
-                .map(|(number, _)| *number);
+            let oldest =
+                self.jobs.iter().find(|(_, job)| !job.is_under_way()).map(|(number, _)| *number);
             let Some(oldest) = oldest else { return };
             self.jobs.remove(&oldest);
         }
@@ -132,18 +140,14 @@ impl Session {
 
     /// Forgets a job that could not be computed: its robot may send it again.
     pub(crate) fn forget(&mut self, number: JobNumber) {
-        self.jobs.remove(&number);
+        if let Some(job) = self.jobs.remove(&number) {
+            self.under_way -= usize::from(job.is_under_way());
+        }
         if let Some((word, bit)) = place(number)
             && let Some(word) = self.used.get_mut(word)
         {
             *word &= !bit;
         }
-    }
-
-    /// Jobs that wait or are being computed.
-    fn under_way(&self) -> usize {
-        let is_under_way = |job: &&KeptJob| matches!(job.progress, Progress::Computing(_));
-        self.jobs.values().filter(is_under_way).count()
     }
 }
 
@@ -188,7 +192,7 @@ impl Sessions {
     /// Jobs of a tenant that wait or are being computed.
     pub(crate) fn under_way(&self, tenant: &Tenant) -> usize {
         let sessions = self.table.iter().filter(|(key, _)| key.identity.tenant == *tenant);
-        sessions.map(|(_, session)| session.under_way()).sum()
+        sessions.map(|(_, session)| session.under_way).sum()
     }
 
     /// Takes a session in.
@@ -334,5 +338,13 @@ mod tests {
         assert_eq!(under_way(&sessions), 3);
         sessions.get(&key("acme.r1"), now).unwrap().forget(JobNumber(2));
         assert_eq!(under_way(&sessions), 2);
+        for _ in 0..2 {
+            sessions.get(&key("acme.r1"), now).unwrap().note(JobNumber(1), computed());
+            assert_eq!(under_way(&sessions), 1);
+        }
+        sessions.get(&key("acme.r1"), now).unwrap().note(JobNumber(1), computing());
+        assert_eq!(under_way(&sessions), 2);
+        sessions.remove(&key("acme.r1"));
+        assert_eq!(under_way(&sessions), 1);
     }
 }
