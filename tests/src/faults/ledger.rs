@@ -12,6 +12,7 @@
 //! - everything else that is not explained counts as wrong.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -50,6 +51,13 @@ pub struct Outcome {
     pub at: Instant,
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let session = self.session.as_deref().unwrap_or("no session");
+        write!(f, "job {:?} of {session}: {:?}", self.job, self.verdict)
+    }
+}
+
 /// What came of a load.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Account {
@@ -71,6 +79,8 @@ pub struct Account {
     pub wrong: usize,
     /// Longest time from a window to its answer.
     pub slowest: Duration,
+    /// What is wrong, one by one.
+    pub remarks: Vec<String>,
 }
 
 /// Cost of a window without an outcome.
@@ -97,7 +107,13 @@ pub fn account(digits: u64, sent: &[Sent], outcomes: &[Outcome]) -> Account {
             (Some(session), Some(job)) => match jobs.get(&(session.clone(), job)) {
                 None => drop(jobs.insert((session.clone(), job), outcome)),
                 Some(first) if first.verdict == outcome.verdict => account.doubled += 1,
-                Some(_) => account.wrong += 1,
+                Some(first) => {
+                    account.wrong += 1;
+                    account.remarks.push(format!(
+                        "job {job} of {session} ended as {:?} and as {:?}",
+                        first.verdict, outcome.verdict
+                    ));
+                }
             },
             _ => refused_unnumbered += 1,
         }
@@ -109,7 +125,10 @@ pub fn account(digits: u64, sent: &[Sent], outcomes: &[Outcome]) -> Account {
         match step {
             Step::Skip(sent) if sent.is_sure => silent += 1,
             Step::Skip(_) => {}
-            Step::Invented => account.wrong += 1,
+            Step::Invented(outcome) => {
+                account.wrong += 1;
+                account.remarks.push(format!("no window has this outcome: {outcome}"));
+            }
             Step::Pair(sent, outcome) => match &outcome.verdict {
                 Verdict::Refused(_) => account.refused += 1,
                 Verdict::Digit(digit) if *digit == Some(sent.number % digits) => {
@@ -117,7 +136,10 @@ pub fn account(digits: u64, sent: &[Sent], outcomes: &[Outcome]) -> Account {
                     let took = outcome.at.saturating_duration_since(sent.at);
                     account.slowest = account.slowest.max(took);
                 }
-                Verdict::Digit(_) => account.wrong += 1,
+                Verdict::Digit(_) => {
+                    account.wrong += 1;
+                    account.remarks.push(format!("window {} has {outcome}", sent.number));
+                }
             },
         }
     }
@@ -143,7 +165,7 @@ fn gaps<'a>(jobs: impl Iterator<Item = &'a (String, u64)>) -> usize {
 
 enum Step<'a> {
     Skip(&'a Sent),
-    Invented,
+    Invented(&'a Outcome),
     Pair(&'a Sent, &'a Outcome),
 }
 
@@ -188,10 +210,11 @@ fn align<'a>(digits: u64, sent: &'a [Sent], outcomes: &[&'a Outcome]) -> Vec<Ste
                 steps.push(Step::Skip(window));
                 i += 1;
             }
-            _ => {
-                steps.push(Step::Invented);
+            (_, Some(outcome)) => {
+                steps.push(Step::Invented(outcome));
                 j += 1;
             }
+            (Some(_), None) => return steps,
         }
     }
 }

@@ -226,8 +226,9 @@ impl Row {
     /// Why a report is bad; none if it is good.
     #[must_use]
     pub fn complaint(&self, report: &Report) -> Option<String> {
-        let Account { sent, lost, doubled, wrong, untaken, refused, codes, slowest, .. } =
-            &report.account;
+        let Account {
+            sent, lost, doubled, wrong, untaken, refused, codes, slowest, remarks, ..
+        } = &report.account;
         let mut complaints = Vec::new();
         let mut demand_none = |count: usize, what: &str| {
             if count > 0 {
@@ -235,7 +236,7 @@ impl Row {
             }
         };
         demand_none(*lost, "were lost");
-        demand_none(*wrong, "have a wrong answer");
+        demand_none(*wrong, &format!("have a wrong answer: {remarks:?}"));
         if !self.fault.kills_the_onboard_broker() {
             demand_none(*doubled, "have two outcomes");
             let untaken = untaken.saturating_sub(self.fault.destroys());

@@ -65,6 +65,9 @@ async fn is_refused(stage: &mut Stage, words: &str) -> Result<()> {
     stage.robot.onboard.state(ARM, "opening").await?;
     assert!(frames(&stage.operator, FrameKind::Have).is_empty(), "it was served");
     assert!(!stage.compute.process()?.log().contains("session opens"), "a session opened");
+    let audit = fs::read_to_string(stage.compute.audit_log())?;
+    let noted = audit.lines().any(|line| line.contains("\"not_attested\"") && line.contains(words));
+    assert!(noted, "{audit}");
     Ok(())
 }
 

@@ -68,10 +68,30 @@ async fn a_session_whose_budget_is_used_up_is_followed_by_the_next() -> Result<(
     Ok(())
 }
 
+/// What the server's store has of a session: suffixes, sorted, and lengths.
+fn files_of(stage: &Stage, session: &str) -> Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(stage.compute.store().join("sessions"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.contains(session) {
+            let (_, suffix) = name.rsplit_once('.').context("a name without a suffix")?;
+            files.push((suffix.to_owned(), entry.metadata()?.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_task_loses_its_keys_everywhere_and_goes_on_with_others() -> Result<()> {
     let mut stage = start(World::builder()).await?;
     let first = stage.open_arm().await?;
+    let before = files_of(&stage, &first)?;
+    assert_eq!(
+        before.iter().map(|(suffix, _)| suffix.as_str()).collect::<Vec<_>>(),
+        ["keys", "record"]
+    );
     let listed = stage.robot.agent.command(&["task", "list"]).await?.success()?.text();
     assert!(listed.contains(&first), "{listed}");
 
@@ -80,6 +100,13 @@ async fn a_revoked_task_loses_its_keys_everywhere_and_goes_on_with_others() -> R
     let server = stage.compute.process()?;
     let line = server.wait_for_line("session and keys deleted", SLOW).await?;
     assert!(line.contains(&first), "{line}");
+    // Of its keys, its manifest and its name on the server the name is left.
+    let after = files_of(&stage, &first)?;
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert!(after[0].0 == "ended" && after[0].1 < 200, "{after:?}");
+    let audit = std::fs::read_to_string(stage.compute.audit_log())?;
+    let deleted = |line: &&str| line.contains("\"deleted\"") && line.contains(&first);
+    assert_eq!(audit.lines().filter(deleted).count(), 1, "{audit}");
     let second = stage.active_session().await?;
     assert_ne!(first, second);
     assert_eq!(stage.answered_by(0).await?, second);

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use moai_server::engine::{Engine, EngineError, PreparedKeys};
 use moai_tests::World;
 use moai_tests::inside::{Inside, Limits};
+use moai_tests::pki::Pki;
 use moai_tests::process::STEP;
 use moai_transport::chunk::manifest;
 use moai_transport::frame::{Claims, Frame, FrameKind};
@@ -15,6 +16,7 @@ use moai_transport::ids::{ContextId, ModelId, SessionId};
 use moai_transport::keys::SessionSigningKey;
 use moai_transport::message::{ErrorBody, ErrorCode};
 use moai_transport::topic::Topic;
+use serde_json::Value;
 
 use crate::played::{Played, context};
 use crate::stage::{QUICK, Stage, start};
@@ -272,5 +274,89 @@ async fn keys_that_had_to_make_room_are_loaded_again_from_the_store() -> Result<
     }
     assert_eq!(refused, [0, 4].into(), "the session and its job");
     assert_eq!(gated.gate.state().prepared, 8);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_class_of_refusal_is_told_to_the_robot_and_noted_in_the_audit_log() -> Result<()> {
+    use ErrorCode as Code;
+    let minute = Duration::from_mins(1);
+    let mut stage = stage().await?;
+    let gated = Gated::start(&mut stage, 1, 9).await?;
+    let robot = gated.registered(&stage, "acme.robot-1", 1).await?;
+    let strange = gated.robot(&stage, "acme.robot-1", 2).await?;
+    let ended = gated.registered(&stage, "acme.robot-1", 3).await?;
+    ended.publish(&ended.delete(), ended.delete_bytes()?).await?;
+    let foreign = Pki::new(&stage.directory().join("foreign"))?.client("acme.robot-1")?.signer()?;
+    let mut other_model = robot.job_frame(1, b"good")?;
+    other_model.claims.model = Some("nonesuch".parse()?);
+    let mut other_robot = robot.job_frame(2, b"good")?;
+    other_robot.claims.identity = Some("acme.robot-2".parse()?);
+    let mut stale = strange.open_frame(1, minute)?;
+    stale.claims.expires_at -= 3600;
+
+    // Computed with the right answer, before anything is refused.
+    gated.gate.open(1);
+    robot.submit(10, b"good").await?;
+    assert_eq!(robot.answered().await?, (10, b"doog".to_vec()));
+    gated.gate.open(2);
+    let (job, open) = (robot.job(), robot.open());
+    let other_key = robot.job_frame(3, b"good")?.encode_as_session(&ended.key)?;
+    for (code, number, from, topic, bytes) in [
+        (Code::MalformedFrame, 0, &robot, &job, b"MOAI garbage".to_vec()),
+        (Code::UnknownModel, 1, &robot, &job, other_model.encode_as_session(&robot.key)?),
+        (Code::IdentityMismatch, 2, &robot, &job, other_robot.encode_as_session(&robot.key)?),
+        (Code::BadSignature, 0, &robot, &job, other_key),
+        (Code::MalformedCiphertext, 4, &robot, &job, robot.job_bytes(4, BAD)?),
+        (Code::Internal, 5, &robot, &job, robot.job_bytes(5, FATAL)?),
+        (Code::NumberReused, 10, &robot, &job, robot.job_bytes(10, b"bad")?),
+        (Code::TooLarge, 10_001, &robot, &job, robot.job_bytes(10_001, b"good")?),
+        (Code::Replayed, 0, &robot, &open, robot.open_bytes(1, minute)?),
+        (Code::UnknownSession, 0, &strange, &strange.job(), strange.job_bytes(1, b"good")?),
+        (Code::ExpiredFrame, 0, &strange, &strange.open(), stale.encode_as_robot(&robot.signer)?),
+        (
+            Code::UntrustedCertificate,
+            0,
+            &strange,
+            &strange.open(),
+            strange.open_frame(1, minute)?.encode_as_robot(&foreign)?,
+        ),
+        (Code::ExpiredSession, 0, &ended, &ended.open(), ended.open_bytes(2, minute)?),
+    ] {
+        refused(&gated, from, topic, bytes, code, number).await?;
+    }
+    // One job is under way and as many may be.
+    robot.submit(20, b"good").await?;
+    refused(&gated, &robot, &job, robot.job_bytes(21, b"good")?, Code::Busy, 21).await?;
+    gated.gate.open(1);
+    assert_eq!(robot.answered().await?, (20, b"doog".to_vec()));
+    Ok(())
+}
+
+/// The server refuses these bytes with this code, and the newest line of its audit log says so.
+async fn refused(
+    gated: &Gated,
+    robot: &Played<'_>,
+    topic: &Topic,
+    bytes: Vec<u8>,
+    code: ErrorCode,
+    number: u64,
+) -> Result<()> {
+    assert_eq!(robot.refused(topic, bytes).await?, (code, number));
+    let log = std::fs::read_to_string(gated.inside.audit_log())?;
+    let line: Value = serde_json::from_str(log.lines().last().context("an empty log")?)?;
+    let code = serde_json::to_value(code)?;
+    for (key, wanted) in [
+        ("event", "refused".into()),
+        ("code", code),
+        ("job", number.into()),
+        ("tenant", "acme".into()),
+        ("robot", "robot-1".into()),
+        ("session", robot.session.to_string().into()),
+        ("worker", gated.inside.worker.to_string().into()),
+    ] {
+        assert_eq!(line[key], wanted, "{key} of {line}");
+    }
+    assert!(line["message"].as_str().is_some_and(|message| message.len() > 9), "{line}");
     Ok(())
 }
