@@ -87,11 +87,6 @@ impl Modulus {
         subtract_once(a + self.value - b, self.value)
     }
 
-    #[inline(always)]
-    pub(crate) fn negate(self, a: u64) -> u64 {
-        subtract_once(self.value - a, self.value)
-    }
-
     /// The product of two reduced numbers, reduced (Barrett, 128 bits).
     #[inline(always)]
     pub(crate) fn multiply(self, a: u64, b: u64) -> u64 {
@@ -192,7 +187,6 @@ mod tests {
             let (a, b) = (a % q, b % q);
             prop_assert_eq!(modulus.add(a, b), (a + b) % q);
             prop_assert_eq!(modulus.sub(a, b), (a + q - b) % q);
-            prop_assert_eq!(modulus.negate(a), (q - a) % q);
         }
     }
 

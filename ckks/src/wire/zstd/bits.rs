@@ -1,0 +1,91 @@
+//! Bit streams: forward for table descriptions, backward for everything else (RFC 8878, 4.1).
+//!
+//! Invariant: reading beyond the end gives zeros and is noticed by who asks at the end.
+
+use crate::error::FormatError;
+
+/// Bits from the last byte to the first; within a byte from the top.
+pub(super) struct BackwardBits {
+    /// The stream with eight zero bytes before it.
+    bytes: Vec<u8>,
+    /// Bits still to be read; negative when too many were.
+    left: isize,
+}
+
+impl BackwardBits {
+    pub(super) fn new(stream: &[u8]) -> Result<Self, FormatError> {
+        let last = stream.last().ok_or(FormatError::Compression)?;
+        if *last == 0 || stream.len() > super::MAX_BLOCK_LEN {
+            return Err(FormatError::Compression);
+        }
+        let mut bytes = Vec::with_capacity(stream.len() + 8);
+        bytes.extend([0; 8]);
+        bytes.extend_from_slice(stream);
+        let padding = last.leading_zeros() as usize + 1;
+        Ok(Self { bytes, left: (stream.len() * 8 - padding).cast_signed() })
+    }
+
+    /// The next bits at the top of a word: at least 56 of them, zeros beyond the end.
+    #[inline(always)]
+    pub(super) fn peek(&self) -> u64 {
+        let place = self.left.max(0).cast_unsigned() + 64;
+        let start = place / 8 - 7;
+        let word = self.bytes.get(start..start + 8).and_then(|bytes| bytes.as_array());
+        word.map_or(0, |word| u64::from_le_bytes(*word)) << (8 - place % 8)
+    }
+
+    #[inline(always)]
+    pub(super) fn skip(&mut self, count: u32) {
+        self.left -= count as isize;
+    }
+
+    /// The next `count` bits, at most 32, as a number.
+    #[inline(always)]
+    pub(super) fn read(&mut self, count: u32) -> u32 {
+        let bits = (self.peek() >> 32 >> (32 - count)) as u32;
+        self.skip(count);
+        bits
+    }
+
+    /// Bits still to be read; negative when too many were.
+    pub(super) fn left(&self) -> isize {
+        self.left
+    }
+
+    pub(super) fn finish(&self) -> Result<(), FormatError> {
+        if self.left == 0 { Ok(()) } else { Err(FormatError::Compression) }
+    }
+}
+
+/// Bits from the first byte to the last; within a byte from the bottom.
+pub(super) struct ForwardBits<'a> {
+    bytes: &'a [u8],
+    used: usize,
+}
+
+impl<'a> ForwardBits<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, used: 0 }
+    }
+
+    /// The next `count` bits, at most 16.
+    pub(super) fn read(&mut self, count: u32) -> Result<u32, FormatError> {
+        let start = self.used / 8;
+        let mut word = 0;
+        for (index, byte) in self.bytes.iter().skip(start).take(4).enumerate() {
+            word |= u32::from(*byte) << (8 * index);
+        }
+        let value = word >> (self.used % 8) & ((1 << count) - 1);
+        self.used += count as usize;
+        if self.used > self.bytes.len() * 8 { Err(FormatError::Compression) } else { Ok(value) }
+    }
+
+    pub(super) fn back(&mut self) {
+        self.used -= 1;
+    }
+
+    /// Bytes that were begun.
+    pub(super) fn bytes_used(&self) -> usize {
+        self.used.div_ceil(8)
+    }
+}
