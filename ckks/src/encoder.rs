@@ -101,7 +101,7 @@ impl Composer {
         values
     }
 
-    /// Replaces residues by digits: the value is d_0 + d_1 q_0 + d_2 q_0 q_1 + …
+    /// Replaces residues by digits: the value is `d_0 + d_1 q_0 + d_2 q_0 q_1 + …`
     fn digits(&self, residues: &mut [u64], degree: usize) {
         for (index, (modulus, inverses)) in self.moduli.iter().zip(&self.inverses).enumerate() {
             let (before, rest) = residues.split_at_mut(index * degree);
@@ -194,8 +194,8 @@ mod tests {
             for (modulus, residues) in moduli.iter().zip(residues.chunks_exact_mut(1024)) {
                 residues[0] = u64::try_from(value % u128::from(modulus.value())).unwrap();
             }
-            let composed = composer.compose(&mut residues, 1.0);
-            assert_eq!(composed.re[0].signum().to_bits(), f64::to_bits(sign), "{value}");
+            let values = composer.compose(&mut residues, 1.0);
+            assert_eq!(values.re[0].signum().to_bits(), f64::to_bits(sign), "{value}");
         }
     }
 
@@ -206,7 +206,7 @@ mod tests {
         let embedding = Embedding::new(4096);
         let refused = |values: &[f64]| encode(&parameters, &embedding, values).unwrap_err();
         assert_eq!(refused(&[]), EncodeError::Count { slots: 2048 });
-        assert_eq!(refused(&[0.0; 2049]), EncodeError::Count { slots: 2048 });
+        assert_eq!(refused(&vec![0.0; 2049]), EncodeError::Count { slots: 2048 });
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 2_f64.powi(29), -1e300] {
             assert_eq!(refused(&[0.5, value]), EncodeError::Range, "{value}");
         }

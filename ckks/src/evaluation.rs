@@ -21,7 +21,7 @@ use crate::wire::ciphertext::{nested_len, write_seeded};
 use crate::wire::header::{Mode, encode};
 use crate::wire::keys::MAX_KEYS;
 use crate::wire::tenseal::ContextFrame;
-use crate::wire::writer::{Compression, Payload, object, object_len};
+use crate::wire::writer::{Compression, Payload, object, object_bytes, object_len};
 
 /// A rotation that does not exist.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -187,7 +187,19 @@ impl<'a> EvaluationKeys<'a> {
         if !self.elements.is_empty() {
             keys(out, &self.galois())?;
         }
-        Ok(())
+        out.write_all(&frame.end)
+    }
+
+    /// The Galois keys alone, as SEAL's `GaloisKeys`, in memory.
+    #[must_use]
+    pub fn galois_keys(&self) -> Vec<u8> {
+        let mut scratch = Part::new(self.secret.parameters());
+        let keys = self.galois();
+        scrubbed(|| {
+            object_bytes(self.compression, 0, |payload| {
+                self.write(&keys, payload, &mut scratch, true)
+            })
+        })
     }
 
     /// The context in memory.

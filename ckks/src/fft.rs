@@ -1,7 +1,7 @@
 //! The canonical embedding as a fast Fourier transform of half size.
 //!
 //! A real polynomial m(X) of N coefficients is folded to the complex c(X) of n = N/2 coefficients
-//! c_k = m_k + i·m_{k+n}. At the roots ζ^e of X^n = i, ζ = exp(iπ/N) and e ≡ 1 modulo 4, both have the
+//! `c_k = m_k + i·m_{k+n}`. At the roots ζ^e of X^n = i, ζ = exp(iπ/N) and e ≡ 1 modulo 4, both have the
 //! same value, and the conjugates give the other half. X^n - i is split like X^N + 1 in the NTT:
 //! X^2t - ρ² = (X^t - ρ)(X^t + ρ).
 //!

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod ciphertext;
 mod encoder;
 mod error;
@@ -21,6 +22,7 @@ mod modulus;
 mod ntt;
 mod parameters;
 mod prime;
+mod release;
 mod sample;
 mod scrub;
 mod secret;
@@ -28,6 +30,7 @@ mod security;
 mod stream;
 mod wire;
 
+pub use batch::BatchLayout;
 pub use ciphertext::Ciphertext;
 pub use encoder::EncodeError;
 pub use error::FormatError;
@@ -36,6 +39,7 @@ pub use parameters::{
     MAX_BIT_SIZE, MAX_DEGREE, MAX_PRIMES, MIN_DEGREE, Parameters, ParametersError, ParmsId, Policy,
     Profile,
 };
+pub use release::{Budget, FLOODING, Release, ReleaseError, Released, fresh_noise};
 pub use secret::{
     Decrypted, EncryptError, Entropy, EntropyError, Expected, KeySeed, Refused, SecretKey,
 };

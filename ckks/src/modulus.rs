@@ -23,13 +23,13 @@ pub(crate) struct Factor {
 }
 
 /// The high word of a product of two words.
-#[inline(always)]
+#[inline]
 pub(crate) fn high(a: u64, b: u64) -> u64 {
     a.carrying_mul(b, 0).1
 }
 
 /// `x` if below `bound`, else `x - bound`: reduces what is below twice the bound.
-#[inline(always)]
+#[inline]
 pub(crate) fn subtract_once(x: u64, bound: u64) -> u64 {
     // The smaller of the two is the right one, because the other has wrapped around.
     x.min(x.wrapping_sub(bound))
@@ -41,14 +41,10 @@ impl Modulus {
         debug_assert!(value > 2 && value >> 60 == 0 && value & 1 == 1);
         // q divides no power of two, so floor((2^128 - 1) / q) is floor(2^128 / q).
         let ratio = u128::MAX / u128::from(value);
-        Self {
-            value,
-            ratio_high: (ratio >> 64) as u64,
-            ratio_low: (ratio & u128::from(u64::MAX)) as u64,
-        }
+        Self { value, ratio_high: (ratio >> 64) as u64, ratio_low: (ratio << 64 >> 64) as u64 }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn value(self) -> u64 {
         self.value
     }
@@ -59,14 +55,14 @@ impl Modulus {
     }
 
     /// Any word, reduced (Barrett).
-    #[inline(always)]
+    #[inline]
     pub(crate) fn reduce(self, x: u64) -> u64 {
         let quotient = high(x, self.ratio_high);
         subtract_once(x.wrapping_sub(quotient.wrapping_mul(self.value)), self.value)
     }
 
     /// A signed word of magnitude below 2^63, reduced.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn reduce_signed(self, x: i64) -> u64 {
         let magnitude = self.reduce(x.unsigned_abs());
         let sign = (x >> 63).cast_unsigned();
@@ -77,18 +73,18 @@ impl Modulus {
         )
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn add(self, a: u64, b: u64) -> u64 {
         subtract_once(a + b, self.value)
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn sub(self, a: u64, b: u64) -> u64 {
         subtract_once(a + self.value - b, self.value)
     }
 
     /// The product of two reduced numbers, reduced (Barrett, 128 bits).
-    #[inline(always)]
+    #[inline]
     pub(crate) fn multiply(self, a: u64, b: u64) -> u64 {
         let (low, top) = a.carrying_mul(b, 0);
         // floor(product · floor(2^128 / q) / 2^128), at most one too small.
@@ -100,7 +96,7 @@ impl Modulus {
     }
 
     /// Prepares a reduced number as constant factor, without a division.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn factor(self, value: u64) -> Factor {
         // floor(value · floor(2^128 / q) / 2^64) is floor(value · 2^64 / q) or one less.
         let estimate =
@@ -110,14 +106,14 @@ impl Modulus {
     }
 
     /// Any word times a constant factor, below 2q (Shoup; Harvey 2014, algorithm 2).
-    #[inline(always)]
+    #[inline]
     pub(crate) fn times_below_2q(self, x: u64, factor: Factor) -> u64 {
         let quotient = high(x, factor.quotient);
         x.wrapping_mul(factor.value).wrapping_sub(quotient.wrapping_mul(self.value))
     }
 
     /// Any word times a constant factor, reduced.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn times(self, x: u64, factor: Factor) -> u64 {
         subtract_once(self.times_below_2q(x, factor), self.value)
     }
@@ -151,7 +147,7 @@ mod tests {
     /// Odd moduli of every size there is.
     fn modulus() -> impl Strategy<Value = u64> {
         (2_u32..60, any::<u64>())
-            .prop_map(|(bits, x)| (x >> (63 - bits)) % (1 << bits) | 1 << bits | 1)
+            .prop_map(|(bits, x)| ((x >> (63 - bits)) % (1 << bits)) | (1 << bits) | 1)
             .prop_map(|q| q.min((1 << 60) - 1))
     }
 

@@ -40,7 +40,7 @@ impl Ntt {
         })
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn modulus(&self) -> Modulus {
         self.modulus
     }
@@ -67,12 +67,10 @@ impl Ntt {
         let (wide, narrow) = (&self.forward[degree / 4..], &self.forward[degree / 2..]);
         let roots = wide.iter().zip(narrow.as_chunks::<2>().0);
         for (group, (root, ends)) in values.as_chunks_mut::<4>().0.iter_mut().zip(roots) {
-            let [a, b, c, d] = *group;
-            let (a, c) = butterfly(q, twice, a, c, *root);
-            let (b, d) = butterfly(q, twice, b, d, *root);
-            let (a, b) = butterfly(q, twice, a, b, ends[0]);
-            let (c, d) = butterfly(q, twice, c, d, ends[1]);
-            *group = [a, b, c, d];
+            let (first, third) = butterfly(q, twice, group[0], group[2], *root);
+            let (second, fourth) = butterfly(q, twice, group[1], group[3], *root);
+            (group[0], group[1]) = butterfly(q, twice, first, second, ends[0]);
+            (group[2], group[3]) = butterfly(q, twice, third, fourth, ends[1]);
         }
     }
 
@@ -85,7 +83,7 @@ impl Ntt {
     }
 
     /// Reduces what is below 4q.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn reduce_4q(&self, value: u64) -> u64 {
         let q = self.modulus.value();
         subtract_once(subtract_once(value, 2 * q), q)
@@ -100,12 +98,10 @@ impl Ntt {
         let (wide, narrow) = (&self.inverse[degree / 4..], &self.inverse[degree / 2..]);
         let roots = wide.iter().zip(narrow.as_chunks::<2>().0);
         for (group, (root, ends)) in values.as_chunks_mut::<4>().0.iter_mut().zip(roots) {
-            let [a, b, c, d] = *group;
-            let (a, b) = reverse_butterfly(q, twice, a, b, ends[0]);
-            let (c, d) = reverse_butterfly(q, twice, c, d, ends[1]);
-            let (a, c) = reverse_butterfly(q, twice, a, c, *root);
-            let (b, d) = reverse_butterfly(q, twice, b, d, *root);
-            *group = [a, b, c, d];
+            let (first, second) = reverse_butterfly(q, twice, group[0], group[1], ends[0]);
+            let (third, fourth) = reverse_butterfly(q, twice, group[2], group[3], ends[1]);
+            (group[0], group[2]) = reverse_butterfly(q, twice, first, third, *root);
+            (group[1], group[3]) = reverse_butterfly(q, twice, second, fourth, *root);
         }
         let mut half = 4;
         while half < degree / 2 {
@@ -130,7 +126,7 @@ impl Ntt {
 }
 
 /// Cooley and Tukey's butterfly: below 4q to below 4q.
-#[inline(always)]
+#[inline]
 fn butterfly(q: Modulus, twice: u64, a: u64, b: u64, root: Factor) -> (u64, u64) {
     let a = subtract_once(a, twice);
     let b = q.times_below_2q(b, root);
@@ -138,7 +134,7 @@ fn butterfly(q: Modulus, twice: u64, a: u64, b: u64, root: Factor) -> (u64, u64)
 }
 
 /// Gentleman and Sande's butterfly: below 2q to below 2q.
-#[inline(always)]
+#[inline]
 fn reverse_butterfly(q: Modulus, twice: u64, a: u64, b: u64, root: Factor) -> (u64, u64) {
     (subtract_once(a + b, twice), q.times_below_2q(a + twice - b, root))
 }

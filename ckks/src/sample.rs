@@ -37,8 +37,9 @@ pub(crate) fn add_errors(stream: &mut Stream, out: &mut [i64]) {
     for out in out.chunks_mut(512) {
         stream.fill(&mut bytes[..out.len() * 6]);
         for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<6>().0) {
-            let [a, b, c, d, e, f] = *bytes;
-            let bits = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+            let mut word = [0; 8];
+            word[..6].copy_from_slice(bytes);
+            let bits = u64::from_le_bytes(word);
             let pair = bits & WORD_BITS | (bits >> 21 & WORD_BITS) << 32;
             // Bits set in each half of the word, by adding up ever wider fields.
             let pair = pair - (pair >> 1 & 0x5555_5555_5555_5555);

@@ -1,7 +1,7 @@
 //! The secret key: derivation, encryption, decryption.
 //!
 //! Invariants:
-//! - Everything secret is derived from the seed by keyed BLAKE2b with distinct labels, lives in
+//! - Everything secret is derived from the seed by keyed `BLAKE2b` with distinct labels, lives in
 //!   memory that wipes itself, and has neither `Debug`, `Clone` nor a serialisation but
 //!   [`KeySeed::expose`] and [`Decrypted::expose`].
 //! - No seed of a uniform polynomial is ever used for two messages: it is derived from a secret,
@@ -415,7 +415,7 @@ fn to_ternary(parameters: &Parameters, stored: &[u64]) -> Result<Zeroizing<Vec<i
     if excess == 0 { Ok(ternary) } else { Err(FormatError::Range) }
 }
 
-/// 64 bytes for one purpose: BLAKE2b keyed with a secret.
+/// 64 bytes for one purpose: `BLAKE2b` keyed with a secret.
 fn derive(key: &[u8], label: &[u8], index: &[u8], content: &[u8]) -> Zeroizing<[u8; SEED_LEN]> {
     let mut state = blake2b_simd::Params::new().hash_length(SEED_LEN).key(key).to_state();
     state.update(b"moai-ckks/v1/");

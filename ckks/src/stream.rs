@@ -1,6 +1,6 @@
-//! SEAL's byte stream: BLAKE2Xb, refilled 4096 bytes at a time.
+//! SEAL's byte stream: `BLAKE2Xb`, refilled 4096 bytes at a time.
 //!
-//! Refill c is BLAKE2Xb with output length 4096, the 64-byte seed as key and c as message.
+//! Refill c is `BLAKE2Xb` with output length 4096, the 64-byte seed as key and c as message.
 //! (BLAKE2X, Aumasson, Neves, Wilcox-O'Hearn, Winnerlein, 2016.)
 //!
 //! Invariants:

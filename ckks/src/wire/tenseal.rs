@@ -1,7 +1,7 @@
 //! `TenSEAL`'s protocol buffers: context and CKKS vector.
 
 use super::ciphertext::MAX_SIZE;
-use super::protobuf::{Fields, put_bytes, put_double, put_length, put_varint, varint};
+use super::protobuf::{Fields, put_bytes, put_double, put_length, put_number, put_varint, varint};
 use super::reader::Reader;
 use crate::ciphertext::Ciphertext;
 use crate::error::FormatError;
@@ -224,6 +224,7 @@ pub(crate) struct ContextFrame {
     pub(crate) before_public_key: Vec<u8>,
     pub(crate) before_relinearization: Vec<u8>,
     pub(crate) before_galois: Vec<u8>,
+    pub(crate) end: Vec<u8>,
     pub(crate) len: u64,
 }
 
@@ -247,7 +248,7 @@ impl ContextFrame {
         };
         let public_key_field = field(1, public_key);
         let mut settings = Vec::new();
-        super::protobuf::put_number(&mut settings, 2, AUTOMATIC);
+        put_number(&mut settings, 2, AUTOMATIC);
         put_double(&mut settings, 3, parameters.global_scale());
         settings.extend(field(4, relinearization));
         let galois_field = field(5, galois);
@@ -255,20 +256,20 @@ impl ContextFrame {
         let message_len = heads.iter().map(|head| head.len() as u64).sum::<u64>()
             + [public_key, relinearization, galois].iter().flatten().sum::<u64>();
 
-        // Fields may come in any order: what ends the message stands first, so that the last key
-        // ends the stream.
         let mut before_public_key = Vec::new();
         put_bytes(&mut before_public_key, 1, &parameters::encode(parameters));
-        if public_key.is_none() {
-            super::protobuf::put_number(&mut before_public_key, 4, SYMMETRIC);
-        }
         put_length(&mut before_public_key, 2, message_len);
-        let outer_len = before_public_key.len() as u64;
+        let mut end = Vec::new();
+        if public_key.is_none() {
+            put_number(&mut end, 4, SYMMETRIC);
+        }
+        let outer_len = (before_public_key.len() + end.len()) as u64;
         before_public_key.extend(public_key_field);
         Self {
             before_public_key,
             before_relinearization: settings,
             before_galois: galois_field,
+            end,
             len: outer_len + message_len,
         }
     }

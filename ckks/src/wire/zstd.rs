@@ -139,8 +139,11 @@ impl Decoder {
         for index in 1..=extra {
             header |= u64::from(reader.u8()?) << (8 * index);
         }
-        let field = |shift: u32| (header >> shift & ((1 << width) - 1)) as usize;
-        let (size, stored) = (field(4), field(4 + width));
+        // At most 18 bits.
+        let field = |shift: u32| usize::try_from((header >> shift) & ((1 << width) - 1));
+        let (Ok(size), Ok(stored)) = (field(4), field(4 + width)) else {
+            return Err(FormatError::Compression);
+        };
         if size > MAX_BLOCK_LEN {
             return Err(FormatError::Compression);
         }

@@ -26,22 +26,22 @@ impl BackwardBits {
     }
 
     /// The next bits at the top of a word: at least 56 of them, zeros beyond the end.
-    #[inline(always)]
+    #[inline]
     pub(super) fn peek(&self) -> u64 {
         let place = self.left.max(0).cast_unsigned() + 64;
         let start = place / 8 - 7;
-        let word = self.bytes.get(start..start + 8).and_then(|bytes| bytes.as_array());
+        let word = self.bytes.get(start..).and_then(<[u8]>::first_chunk);
         word.map_or(0, |word| u64::from_le_bytes(*word)) << (8 - place % 8)
     }
 
-    #[inline(always)]
-    pub(super) fn skip(&mut self, count: u32) {
-        self.left -= count as isize;
+    #[inline]
+    pub(super) fn skip(&mut self, count: u8) {
+        self.left -= isize::from(count);
     }
 
     /// The next `count` bits, at most 32, as a number.
-    #[inline(always)]
-    pub(super) fn read(&mut self, count: u32) -> u32 {
+    #[inline]
+    pub(super) fn read(&mut self, count: u8) -> u32 {
         let bits = (self.peek() >> 32 >> (32 - count)) as u32;
         self.skip(count);
         bits

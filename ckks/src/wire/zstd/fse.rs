@@ -14,7 +14,7 @@ pub(super) struct State {
 /// A decoding table of 2^log states.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    log: u32,
+    log: u8,
     states: Vec<State>,
 }
 
@@ -27,11 +27,11 @@ impl Table {
     /// Reads a description, and tells how many bytes it has.
     pub(super) fn read(
         bytes: &[u8],
-        max_log: u32,
+        max_log: u8,
         max_symbol: usize,
     ) -> Result<(Self, usize), FormatError> {
         let mut bits = ForwardBits::new(bytes);
-        let log = bits.read(4)? + 5;
+        let log = u8::try_from(bits.read(4)? + 5).map_err(|_| FormatError::Compression)?;
         if log > max_log {
             return Err(FormatError::Compression);
         }
@@ -73,7 +73,7 @@ impl Table {
     }
 
     /// The table of a distribution: a count for each symbol, -1 for "less than one".
-    pub(super) fn new(log: u32, counts: &[i16]) -> Result<Self, FormatError> {
+    pub(super) fn new(log: u8, counts: &[i16]) -> Result<Self, FormatError> {
         let size = 1_usize << log;
         let mut states = vec![State::default(); size];
         let mut next = vec![0_u16; counts.len()];
@@ -106,7 +106,8 @@ impl Table {
         }
         for state in &mut states {
             let next = &mut next[usize::from(state.symbol)];
-            let bits = log.checked_sub((*next).checked_ilog2().ok_or(FormatError::Compression)?);
+            let bits = u32::from(log)
+                .checked_sub((*next).checked_ilog2().ok_or(FormatError::Compression)?);
             let bits = bits.ok_or(FormatError::Compression)?;
             state.bits = u8::try_from(bits).map_err(|_| FormatError::Compression)?;
             let base = (usize::from(*next) << bits).wrapping_sub(size);
@@ -124,7 +125,7 @@ impl Table {
 
     /// The state after this one.
     pub(super) fn advance(&self, state: State, bits: &mut BackwardBits) -> State {
-        let index = usize::from(state.base) + bits.read(u32::from(state.bits)) as usize;
+        let index = usize::from(state.base) + bits.read(state.bits) as usize;
         self.states.get(index).copied().unwrap_or_default()
     }
 

@@ -118,13 +118,13 @@ impl Huffman {
         self.decode_rest(&mut d, d_rest)
     }
 
-    #[inline(always)]
+    #[inline]
     fn symbol(&self, bits: &mut BackwardBits, word: &mut u64) -> u8 {
         let entry = self.0[(*word >> (64 - MAX_BITS)) as usize];
-        let length = u32::from(entry >> 8);
+        let [symbol, length] = entry.to_le_bytes();
         *word <<= length;
         bits.skip(length);
-        entry.to_le_bytes()[0]
+        symbol
     }
 }
 

@@ -6,22 +6,22 @@ use crate::error::FormatError;
 use crate::wire::reader::Reader;
 
 /// Base and number of extra bits of each literals length code.
-const LITERALS: [(u32, u32); 36] = {
+const LITERALS: [(u32, u8); 36] = {
     let mut codes = [(0, 0); 36];
-    let mut code = 0;
+    let mut code = 0_u8;
     while code < 16 {
-        codes[code] = (code as u32, 0);
+        codes[code as usize] = (code as u32, 0);
         code += 1;
     }
     let wide = [1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
     bases(codes, wide, 16)
 };
 /// Base and number of extra bits of each match length code.
-const MATCHES: [(u32, u32); 53] = {
+const MATCHES: [(u32, u8); 53] = {
     let mut codes = [(0, 0); 53];
-    let mut code = 0;
+    let mut code = 0_u8;
     while code < 32 {
-        codes[code] = (code as u32 + 3, 0);
+        codes[code as usize] = (code as u32 + 3, 0);
         code += 1;
     }
     let wide = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
@@ -30,10 +30,10 @@ const MATCHES: [(u32, u32); 53] = {
 
 /// Fills in the last codes, each of which begins where the one before ends.
 const fn bases<const N: usize, const W: usize>(
-    mut codes: [(u32, u32); N],
-    wide: [u32; W],
+    mut codes: [(u32, u8); N],
+    wide: [u8; W],
     first: u32,
-) -> [(u32, u32); N] {
+) -> [(u32, u8); N] {
     let mut base = first;
     let mut index = 0;
     while index < W {
@@ -57,9 +57,9 @@ const OFFSETS_COUNTS: [i16; 29] =
 
 /// One of the three codes: its limits and the distribution when none is sent.
 struct Code {
-    max_log: u32,
+    max_log: u8,
     max_symbol: usize,
-    default_log: u32,
+    default_log: u8,
     default: &'static [i16],
 }
 
@@ -120,9 +120,9 @@ impl Sequences {
             if bits.left() < 0 {
                 return Err(FormatError::Compression);
             }
-            let offset_code = u32::from(offsets_state.symbol).min(31);
+            let offset_code = offsets_state.symbol.min(31);
             let offset = (1 << offset_code) + bits.read(offset_code);
-            let mut length = |codes: &[(u32, u32)], symbol: u8| {
+            let mut length = |codes: &[(u32, u8)], symbol: u8| {
                 let (base, extra) = codes.get(usize::from(symbol)).copied().unwrap_or_default();
                 (base + bits.read(extra)) as usize
             };

@@ -30,7 +30,9 @@ def by_protobuf():
     if operation == "matmul":
         return vector.matmul(arguments["matrix"]) + arguments["bias"]
     if operation == "mlp":
-        hidden = vector.matmul(arguments["first"]) + arguments["first_bias"]
+        # TenSEAL adds a plain vector to the first slots only, but the second product reads them
+        # all: the first bias is a row of the matrix, whose input is 1.
+        hidden = vector.matmul(arguments["first"])
         return hidden.square().matmul(arguments["second"]) + arguments["second_bias"]
     raise ValueError(operation)
 
