@@ -199,7 +199,6 @@ fn align<'a>(digits: u64, sent: &'a [Sent], outcomes: &[&'a Outcome]) -> Vec<Ste
     loop {
         let best = at(&cost, i, j);
         match (sent.get(i), outcomes.get(j)) {
-            (None, None) => return steps,
             (Some(window), Some(outcome))
                 if best == pair(window, outcome) + at(&cost, i + 1, j + 1) =>
             {
@@ -214,7 +213,7 @@ fn align<'a>(digits: u64, sent: &'a [Sent], outcomes: &[&'a Outcome]) -> Vec<Ste
                 steps.push(Step::Invented(outcome));
                 j += 1;
             }
-            (Some(_), None) => return steps,
+            (_, None) => return steps,
         }
     }
 }

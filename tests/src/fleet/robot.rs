@@ -126,7 +126,7 @@ impl Robot {
             onboard,
             custodian,
             attester: None,
-            orders: [].into(),
+            policies: [].into(),
             max_age: SpoolLimits::default().max_age,
             lifetimes: Lifetimes::default(),
             audit,

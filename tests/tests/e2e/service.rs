@@ -292,8 +292,8 @@ async fn each_class_of_refusal_is_told_to_the_robot_and_noted_in_the_audit_log()
     other_model.claims.model = Some("nonesuch".parse()?);
     let mut other_robot = robot.job_frame(2, b"good")?;
     other_robot.claims.identity = Some("acme.robot-2".parse()?);
-    let mut stale = strange.open_frame(1, minute)?;
-    stale.claims.expires_at -= 3600;
+    let mut expired = strange.open_frame(1, minute)?;
+    expired.claims.expires_at -= 3600;
 
     // Computed with the right answer, before anything is refused.
     gated.gate.open(1);
@@ -313,7 +313,7 @@ async fn each_class_of_refusal_is_told_to_the_robot_and_noted_in_the_audit_log()
         (Code::TooLarge, 10_001, &robot, &job, robot.job_bytes(10_001, b"good")?),
         (Code::Replayed, 0, &robot, &open, robot.open_bytes(1, minute)?),
         (Code::UnknownSession, 0, &strange, &strange.job(), strange.job_bytes(1, b"good")?),
-        (Code::ExpiredFrame, 0, &strange, &strange.open(), stale.encode_as_robot(&robot.signer)?),
+        (Code::ExpiredFrame, 0, &strange, &strange.open(), expired.encode_as_robot(&robot.signer)?),
         (
             Code::UntrustedCertificate,
             0,
