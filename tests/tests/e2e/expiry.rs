@@ -15,9 +15,8 @@ async fn an_expired_session_is_gone_everywhere_and_another_takes_over() -> Resul
     let second = stage.active_session().await?;
     assert_ne!(first, second);
 
-    let server = stage.compute.process()?.log().text();
-    let mut deletions = server.lines().filter(|line| line.contains("keys deleted"));
-    assert!(deletions.any(|line| line.contains(&first)), "{server}");
+    let line = stage.compute.process()?.wait_for_line("keys deleted", SLOW).await?;
+    assert!(line.contains(&first), "{line}");
 
     stage.submit(&trials()?[0]).await?;
     assert_eq!(stage.robot.onboard.result(ARM).await?["session"], second);
