@@ -24,3 +24,13 @@ async fn a_server_killed_in_mid_load_loses_doubles_and_mixes_up_nothing() -> Res
 async fn a_tpm_killed_in_mid_load_is_used_again_when_it_is_back() -> Result<()> {
     passes("kill-tpm").await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_vault_that_was_damaged_are_refused_one_by_one() -> Result<()> {
+    passes("vault-flips").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_a_damaged_spool_has_lost_are_told_and_no_others() -> Result<()> {
+    passes("spool-flips").await
+}
