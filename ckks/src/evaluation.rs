@@ -21,7 +21,7 @@ use crate::wire::ciphertext::{nested_len, write_seeded};
 use crate::wire::header::{Mode, encode};
 use crate::wire::keys::MAX_KEYS;
 use crate::wire::tenseal::ContextFrame;
-use crate::wire::writer::{Compression, Payload, object, object_bytes, object_len};
+use crate::wire::writer::{Compression, Payload, object, object_len};
 
 /// A rotation that does not exist.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -97,6 +97,8 @@ pub struct EvaluationKeys<'a> {
     /// Galois elements in order.
     elements: BTreeSet<usize>,
     compression: Compression,
+    /// Lengths of the objects of the public key, the relinearisation key and the Galois keys.
+    lengths: [Option<u64>; 3],
 }
 
 /// One key: what it switches from.
@@ -126,7 +128,9 @@ impl<'a> EvaluationKeys<'a> {
         if (selection.relinearization || !elements.is_empty()) && parameters.key_level() < 2 {
             return Err(RotationError);
         }
-        Ok(Self { secret, selection, elements, compression })
+        let mut keys = Self { secret, selection, elements, compression, lengths: [None; 3] };
+        keys.lengths = keys.measure();
+        Ok(keys)
     }
 
     /// Length in bytes of the context.
@@ -136,21 +140,21 @@ impl<'a> EvaluationKeys<'a> {
     }
 
     fn frame(&self) -> ContextFrame {
-        let parameters = self.secret.parameters();
-        let length = |keys: &[Key], wanted: bool| {
-            wanted.then(|| {
-                let mut scratch = Part::new(parameters);
-                object_len(self.compression, |payload| {
-                    self.write(keys, payload, &mut scratch, false)
-                })
-            })
+        let [public_key, relinearization, galois] = self.lengths;
+        ContextFrame::new(self.secret.parameters(), public_key, relinearization, galois)
+    }
+
+    fn measure(&self) -> [Option<u64>; 3] {
+        let mut part = Part::new(self.secret.parameters());
+        let mut measure = |keys: &[Key]| {
+            object_len(self.compression, |payload| self.write(keys, payload, &mut part, false))
         };
-        ContextFrame::new(
-            parameters,
-            length(&[Key::Public], self.selection.public_key),
-            length(&[Key::Relinearization], self.selection.relinearization),
-            length(&self.galois(), !self.elements.is_empty()),
-        )
+        let Selection { public_key, relinearization, .. } = self.selection;
+        [
+            public_key.then(|| measure(&[Key::Public])),
+            relinearization.then(|| measure(&[Key::Relinearization])),
+            (!self.elements.is_empty()).then(|| measure(&self.galois())),
+        ]
     }
 
     fn galois(&self) -> Vec<Key> {
@@ -164,42 +168,40 @@ impl<'a> EvaluationKeys<'a> {
     /// What `out` fails with.
     pub fn write_context<W: Write>(&self, out: &mut W) -> io::Result<()> {
         let frame = self.frame();
-        let mut scratch = Part::new(self.secret.parameters());
-        let mut keys = |out: &mut W, keys: &[Key]| {
-            let length = object_len(self.compression, |payload| {
-                self.write(keys, payload, &mut scratch, false)
-            });
+        let mut part = Part::new(self.secret.parameters());
+        let [public_key, relinearization, galois] = self.lengths;
+        let galois_keys = self.galois();
+        for (before, keys, length) in [
+            (&frame.before_public_key, &[Key::Public][..], public_key),
+            (&frame.before_relinearization, &[Key::Relinearization][..], relinearization),
+            (&frame.before_galois, &galois_keys[..], galois),
+        ] {
+            out.write_all(before)?;
+            let Some(length) = length else { continue };
             scrubbed(|| {
                 object(out, self.compression, length, |payload| {
-                    self.write(keys, payload, &mut scratch, true)
+                    self.write(keys, payload, &mut part, true)
                 })
-            })
-        };
-        out.write_all(&frame.before_public_key)?;
-        if self.selection.public_key {
-            keys(out, &[Key::Public])?;
-        }
-        out.write_all(&frame.before_relinearization)?;
-        if self.selection.relinearization {
-            keys(out, &[Key::Relinearization])?;
-        }
-        out.write_all(&frame.before_galois)?;
-        if !self.elements.is_empty() {
-            keys(out, &self.galois())?;
+            })?;
         }
         out.write_all(&frame.end)
     }
 
-    /// The Galois keys alone, as SEAL's `GaloisKeys`, in memory.
+    /// The Galois keys alone, as SEAL's `GaloisKeys`, in memory. Empty if there are none.
     #[must_use]
     pub fn galois_keys(&self) -> Vec<u8> {
-        let mut scratch = Part::new(self.secret.parameters());
-        let keys = self.galois();
-        scrubbed(|| {
-            object_bytes(self.compression, 0, |payload| {
-                self.write(&keys, payload, &mut scratch, true)
-            })
-        })
+        let mut bytes = Vec::new();
+        if let [_, _, Some(length)] = self.lengths {
+            let mut part = Part::new(self.secret.parameters());
+            bytes.reserve_exact(usize::try_from(length).unwrap_or(0));
+            // Writing to memory does not fail.
+            let _ = scrubbed(|| {
+                object(&mut bytes, self.compression, length, |payload| {
+                    self.write(&self.galois(), payload, &mut part, true)
+                })
+            });
+        }
+        bytes
     }
 
     /// The context in memory.
@@ -221,7 +223,6 @@ impl<'a> EvaluationKeys<'a> {
     ) -> io::Result<()> {
         let parameters = self.secret.parameters();
         let (degree, level) = (parameters.degree(), parameters.key_level());
-        let primes = parameters.ntts(level);
         let id = parameters.key_id();
         let mut next = 0;
         for (position, key) in keys.iter().enumerate() {
@@ -230,7 +231,8 @@ impl<'a> EvaluationKeys<'a> {
                     if make {
                         self.make(*key, 0, part);
                     }
-                    return write_seeded(payload, id, primes, 1.0, &part.scratch.c0, &part.seed);
+                    let c0 = make.then_some(&part.scratch.c0[..]);
+                    return write_seeded(payload, parameters, level, 1.0, c0, &part.seed);
                 }
                 Key::Relinearization => (0, 1),
                 Key::Galois(element) => ((element - 1) / 2, degree),
@@ -246,7 +248,8 @@ impl<'a> EvaluationKeys<'a> {
                     self.make(*key, digit, part);
                 }
                 payload.bytes(&encode(Mode::Plain, nested_len(degree, level)))?;
-                write_seeded(payload, id, primes, 1.0, &part.scratch.c0, &part.seed)?;
+                let c0 = make.then_some(&part.scratch.c0[..]);
+                write_seeded(payload, parameters, level, 1.0, c0, &part.seed)?;
             }
             next = index + 1;
             if position + 1 == keys.len() {
@@ -291,8 +294,9 @@ impl<'a> EvaluationKeys<'a> {
             }
             Key::Galois(element) => {
                 for (place, c0) in c0.iter_mut().enumerate() {
-                    let odd = element * (2 * reversed(place, degree) + 1) % (2 * degree);
-                    let source = reversed(odd / 2, degree);
+                    let odd = element * (2 * part.reversed[place] + 1);
+                    // The degree is a power of two: this is the remainder by twice the degree.
+                    let source = part.reversed[odd / 2 % degree];
                     *c0 = q.add(*c0, q.times(s.get(source).copied().unwrap_or(0), factor));
                 }
             }
@@ -317,14 +321,18 @@ struct Part {
     scratch: Scratch,
     error: Zeroizing<Vec<i64>>,
     seed: Zeroizing<[u8; SEED_LEN]>,
+    /// Indexes below the degree with their bits in reversed order.
+    reversed: Vec<usize>,
 }
 
 impl Part {
     fn new(parameters: &Parameters) -> Self {
+        let degree = parameters.degree();
         Self {
             scratch: Scratch::new(parameters, parameters.key_level()),
-            error: Zeroizing::new(vec![0; parameters.degree()]),
+            error: Zeroizing::new(vec![0; degree]),
             seed: Zeroizing::new([0; SEED_LEN]),
+            reversed: (0..degree).map(|index| reversed(index, degree)).collect(),
         }
     }
 }

@@ -40,7 +40,8 @@ pub(crate) fn encode_ciphertext(
         let primes = parameters.ntts(ciphertext.level());
         match &ciphertext.body {
             Body::Seeded { c0, seed } => {
-                write_seeded(payload, ciphertext.id, primes, ciphertext.scale(), c0, seed)
+                let (level, scale) = (ciphertext.level(), ciphertext.scale());
+                write_seeded(payload, parameters, level, scale, Some(c0), seed)
             }
             Body::Full { size, words } => {
                 let degree = parameters.degree();
@@ -72,20 +73,23 @@ fn prefix<W: Write>(
     payload.bytes(&scale.to_le_bytes())
 }
 
-/// Writes a payload whose second half is a seed.
+/// Writes a payload whose second half is a seed; without numbers, bytes of the same length.
 pub(crate) fn write_seeded<W: Write>(
     payload: &mut Payload<W>,
-    id: ParmsId,
-    primes: &[Ntt],
+    parameters: &Parameters,
+    level: usize,
     scale: f64,
-    c0: &[u64],
+    c0: Option<&[u64]>,
     seed: &[u8; SEED_LEN],
 ) -> io::Result<()> {
-    let degree = c0.len() / primes.len().max(1);
-    prefix(payload, id, 2, degree, primes.len(), scale)?;
-    payload.bytes(&encode(Mode::Plain, array_len(c0.len())))?;
-    payload.u64(c0.len() as u64)?;
-    payload.residues(primes, c0)?;
+    let (degree, primes) = (parameters.degree(), parameters.ntts(level));
+    prefix(payload, parameters.id(level), 2, degree, level, scale)?;
+    payload.bytes(&encode(Mode::Plain, array_len(degree * level)))?;
+    payload.u64((degree * level) as u64)?;
+    match c0 {
+        Some(c0) => payload.residues(primes, c0)?,
+        None => payload.blank_residues(primes, degree)?,
+    }
     payload.bytes(&encode(Mode::Plain, SEED_INFO_LEN))?;
     payload.bytes(&[BLAKE2XB])?;
     payload.bytes(seed)

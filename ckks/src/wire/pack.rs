@@ -17,6 +17,8 @@ const BLOCK_LEN: usize = 128 * 1024;
 const WORDS: usize = BLOCK_LEN / 8;
 /// Bytes of a number from which on there are too few zero bytes for a match, which has three.
 const TOO_WIDE: usize = 6;
+/// What stands for numbers that are only counted.
+const PLAIN: [u64; 512] = [0; 512];
 
 /// Magic number; no content size, no checksum, no dictionary; a window of 128 KiB.
 const FRAME_HEADER: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38];
@@ -72,18 +74,59 @@ impl<W: Write> Packer<W> {
 
     /// Numbers that fit `width` bytes.
     pub(crate) fn words(&mut self, words: &[u64], width: usize) -> io::Result<()> {
-        let primed = self.prime()?;
-        // The first number goes as it is: it has the zero bytes that the first match copies.
-        let packable = if primed && width < TOO_WIDE { 1 } else { words.len() };
-        let (plain, packed) = words.split_at(packable.min(words.len()));
-        for word in plain {
-            self.bytes(&word.to_le_bytes())?;
-        }
+        let (plain, packed) = words.split_at(self.plain(words.len(), width)?);
+        self.plain_words(plain)?;
         if !packed.is_empty() {
             self.flush()?;
         }
         for words in packed.chunks(WORDS) {
-            self.block(words, width)?;
+            gather(words, width, &mut self.literals);
+            self.block(words.len(), width)?;
+        }
+        Ok(())
+    }
+
+    /// As many bytes as for so many numbers, whatever they are.
+    pub(crate) fn blank_words(&mut self, count: usize, width: usize) -> io::Result<()> {
+        let plain = self.plain(count, width)?;
+        for _ in 0..plain / PLAIN.len() {
+            self.plain_words(&PLAIN)?;
+        }
+        self.plain_words(&PLAIN[..plain % PLAIN.len()])?;
+        let mut packed = count - plain;
+        if packed > 0 {
+            self.flush()?;
+        }
+        while packed > 0 {
+            let now = packed.min(WORDS);
+            self.literals.clear();
+            self.literals.resize(now * width, 0);
+            self.block(now, width)?;
+            packed -= now;
+        }
+        Ok(())
+    }
+
+    /// How many of these numbers go as they are: all, or the first, which has the zero bytes that
+    /// the first match copies.
+    fn plain(&mut self, count: usize, width: usize) -> io::Result<usize> {
+        let primed = self.prime()?;
+        Ok(if primed && width < TOO_WIDE { count.min(1) } else { count })
+    }
+
+    fn plain_words(&mut self, mut words: &[u64]) -> io::Result<()> {
+        while !words.is_empty() {
+            if BLOCK_LEN - self.pending.len() < 8 {
+                self.flush()?;
+            }
+            let start = self.pending.len();
+            let (now, later) = words.split_at(words.len().min((BLOCK_LEN - start) / 8));
+            self.pending.resize(start + 8 * now.len(), 0);
+            let places = self.pending[start..].as_chunks_mut::<8>().0;
+            for (place, word) in places.iter_mut().zip(now) {
+                *place = word.to_le_bytes();
+            }
+            words = later;
         }
         Ok(())
     }
@@ -112,26 +155,16 @@ impl<W: Write> Packer<W> {
         Ok(true)
     }
 
-    /// One block of words whose zero bytes repeat those before them.
-    fn block(&mut self, words: &[u64], width: usize) -> io::Result<()> {
-        let literals = &mut self.literals;
-        literals.clear();
-        // Whole words are stored over each other, so that each store has a constant length.
-        literals.resize(words.len() * width + 8, 0);
-        for (index, word) in words.iter().enumerate() {
-            if let Some(place) = literals.get_mut(index * width..index * width + 8) {
-                place.copy_from_slice(&word.to_le_bytes());
-            }
-        }
-        literals.truncate(words.len() * width);
+    /// One block of words whose zero bytes repeat those before them, and whose others are the
+    /// literals.
+    fn block(&mut self, count: usize, width: usize) -> io::Result<()> {
+        let literals = &self.literals;
         // Literals as they are, of a 20-bit length.
-        let size = literals.len() << 4 | 0b1100;
-        let [a, b, c, ..] = size.to_le_bytes();
-        let count = words.len();
+        let [a, b, c, ..] = ((literals.len() << 4) | 0b1100).to_le_bytes();
         let [low, high, ..] = count.to_le_bytes();
-        let width_code = width.to_le_bytes()[0];
+        let [width, ..] = width.to_le_bytes();
         // Match lengths begin at three; the offset is the most recent one; no bits but the marker.
-        let codes = [ALL_ONE_SYMBOL, width_code, 0, 8 - 3 - width_code, 1];
+        let codes = [ALL_ONE_SYMBOL, width, 0, 8 - 3 - width, 1];
         let sequences = if count < 128 { &[low][..] } else { &[high + 128, low][..] };
         let length = 3 + literals.len() + sequences.len() + codes.len();
         self.out.write_all(&block_header(Kind::Compressed, length, false))?;
@@ -155,6 +188,24 @@ impl<W: Write> Packer<W> {
         self.out.write_all(&block_header(Kind::Raw, self.pending.len(), true))?;
         self.out.write_all(&self.pending)?;
         Ok(self.out)
+    }
+}
+
+/// The low bytes of words, one word's after another.
+fn gather(words: &[u64], width: usize, out: &mut Vec<u8>) {
+    fn of_width<const WIDTH: usize>(words: &[u64], out: &mut [u8]) {
+        for (place, word) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(words) {
+            place.copy_from_slice(&word.to_le_bytes()[..WIDTH]);
+        }
+    }
+    out.clear();
+    out.resize(words.len() * width, 0);
+    match width {
+        1 => of_width::<1>(words, out),
+        2 => of_width::<2>(words, out),
+        3 => of_width::<3>(words, out),
+        4 => of_width::<4>(words, out),
+        _ => of_width::<5>(words, out),
     }
 }
 

@@ -70,6 +70,20 @@ impl<W: Write> Payload<W> {
         }
         Ok(())
     }
+
+    /// As many bytes as for the residues of any polynomial.
+    pub(crate) fn blank_residues(&mut self, primes: &[Ntt], degree: usize) -> io::Result<()> {
+        for prime in primes {
+            match self {
+                Self::Plain(_) => self.zeros(8 * degree)?,
+                Self::Packed(packer) => {
+                    let width = prime.modulus().bits().div_ceil(8);
+                    packer.blank_words(degree, width as usize)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Length of an array of words with its header.

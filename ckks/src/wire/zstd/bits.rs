@@ -42,6 +42,9 @@ impl BackwardBits {
     /// The next `count` bits, at most 32, as a number.
     #[inline]
     pub(super) fn read(&mut self, count: u8) -> u32 {
+        if count == 0 {
+            return 0;
+        }
         let bits = (self.peek() >> 32 >> (32 - count)) as u32;
         self.skip(count);
         bits
