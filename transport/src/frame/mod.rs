@@ -130,7 +130,9 @@ impl FrameKind {
     #[must_use]
     pub fn max_body_len(self) -> usize {
         match self {
-            Self::Open | Self::Job => 64 * KIB,
+            Self::Open => 64 * KIB,
+            // An input of CKKS; with the header it fits the 512 KiB that brokers are set to take.
+            Self::Job => 448 * KIB,
             Self::Chunk => 120 * KIB,
             Self::Delete => 0,
             Self::Have => 4 * KIB,
