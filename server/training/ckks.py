@@ -29,9 +29,9 @@ MODELS = Path(__file__).parents[1] / "tenseal" / "models"
 # Inputs beyond so many standard deviations are clamped: it bounds every score.
 INPUT_LIMIT = 4.0
 DECIMALS = 6
-HIDDEN = 16
-# The network's second layer is penalised less: squares of small sums are smaller still.
-OUTER_PENALTY = 0.1
+HIDDEN = 8
+# The network's two layers multiply: it takes a stronger penalty than a linear model.
+PENALTY_FACTOR = 0.03
 SEED = 17
 
 
@@ -93,6 +93,7 @@ def fit_linear(values: np.ndarray, classes: np.ndarray, strength: float) -> Netw
 
 def fit_network(values: np.ndarray, classes: np.ndarray, strength: float) -> Network:
     """Fit the two layers together, from a fixed start."""
+    strength *= PENALTY_FACTOR
     empty = standardiser(values)
     inputs = empty.inputs(values)
     scores = int(classes.max())
@@ -115,15 +116,14 @@ def fit_network(values: np.ndarray, classes: np.ndarray, strength: float) -> Net
         result = squares @ second + offset
         total = np.logaddexp.reduce(with_class_0(result), axis=1)
         data = total.sum() - (result * truth).sum()
-        penalty = (np.square(first).sum() + OUTER_PENALTY * np.square(second).sum()) / (
-            2 * strength
-        )
+        squared = np.square(first).sum() + np.square(second).sum()
+        penalty = squared / (2 * strength)
         error = np.exp(result - total[:, None]) - truth
         inner = (error @ second.T) * 2 * sums
         gradient = (
             inputs.T @ inner + first / strength,
             inner.sum(axis=0),
-            squares.T @ error + OUTER_PENALTY * second / strength,
+            squares.T @ error + second / strength,
             error.sum(axis=0),
         )
         return data + penalty, np.concatenate([part.ravel() for part in gradient])
@@ -153,7 +153,7 @@ class Shape:
 LINEAR_LIMIT = 14.0
 # For the network 15 bits are there.
 NETWORK_LIMIT = 14000.0
-# What a product with a 24 x n or 16 x n matrix rotates by.
+# What products with a 24 x n matrix and a smaller one rotate by.
 MATMUL_ROTATIONS = [-8, -4, -2, -1, 1, 2, 4, 8, 16, 32]
 
 SHAPES = (

@@ -361,8 +361,10 @@ def _decode_chain(protected: bytes) -> tuple[bytes, ...]:
     return tuple(chain)
 
 
-def answer(kind: Kind, claims: Claims, body: bytes, key: names.SessionKey | None) -> Frame:
+def answer(
+    kind: Kind, claims: Claims, body: bytes, key: names.SessionKey | None, expires_at: int
+) -> Frame:
     """Return a frame of the server's, to a session or to all."""
     if key is not None:
         claims = replace(claims, identity=key.identity, session=key.session)
-    return Frame(kind, claims, body)
+    return Frame(kind, replace(claims, expires_at=expires_at), body)

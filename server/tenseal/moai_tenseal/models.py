@@ -223,7 +223,7 @@ class Model:
             raise ModelError(f"`parameters`: {error}") from error
         first = Layer.from_fields(layers[0], len(features))
         second = [Layer.from_fields(layer, len(first.bias)) for layer in layers[1:]]
-        error = _number(fields["error"], "error", above=0)
+        noise = _number(fields["error"], "error", above=0)
         model = cls(
             id=str(name),
             kind=_choice(fields["kind"], "kind", ("linear", "mlp")),
@@ -236,8 +236,8 @@ class Model:
             block=_integer(fields["block"], "block", len(features), context.slots),
             windows=_integer(fields["windows"], "windows", 1, context.slots),
             labels=_names(fields["labels"], "labels", 2, MAX_LABELS),
-            error=error,
-            precision=_number(fields["precision"], "precision", above=math.nextafter(error, 0)),
+            error=noise,
+            precision=_number(fields["precision"], "precision", above=math.nextafter(noise, 0)),
             layers=(first, *second),
         )
         model._check()

@@ -3,6 +3,8 @@
 import unittest
 from dataclasses import replace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from moai_tenseal import cbor, frames, trust
 from moai_tenseal.frames import Claims, Frame, Kind
 from moai_tenseal.names import SessionKey, UpTopic
@@ -101,8 +103,8 @@ class Refusals(unittest.TestCase):
             verify(frames.decode(data))
         return caught.exception.code
 
-    def sealed(self, frame: Frame, key: object = golden.SESSION_KEY) -> bytes:
-        return frame.encode_signed(frames.KEY_HEADER, key.sign)  # type: ignore[attr-defined]
+    def sealed(self, frame: Frame, key: Ed25519PrivateKey = golden.SESSION_KEY) -> bytes:
+        return frame.encode_signed(frames.KEY_HEADER, key.sign)
 
     def test_a_foreign_key_and_a_missing_signature_are_told(self) -> None:
         self.assertEqual(self.code(self.sealed(self.job, golden.SERVER_KEY)), "bad_signature")
@@ -147,7 +149,7 @@ class Refusals(unittest.TestCase):
             {"compute_micros": 1},
         ):
             with self.subTest(change), self.assertRaises(Refused):
-                claims = replace(self.job.claims, **change)  # type: ignore[arg-type]
+                claims = replace(self.job.claims, **change)
                 self.sealed(replace(self.job, claims=claims))
 
     def test_the_topic_has_to_say_the_same(self) -> None:

@@ -1,0 +1,76 @@
+"""The robot's half of CKKS, made with TenSEAL: keys, encryption, decryption."""
+
+import tempfile
+from pathlib import Path
+
+import tenseal as ts
+from tenseal import sealapi
+
+from moai_tenseal import wire
+from moai_tenseal.contexts import Context
+from moai_tenseal.models import Model
+
+
+def saved(thing: object) -> bytes:
+    """Return a SEAL object's bytes; TenSEAL can only save it to a file."""
+    with tempfile.NamedTemporaryFile() as file:
+        thing.save(file.name)  # type: ignore[attr-defined]
+        return Path(file.name).read_bytes()
+
+
+class Robot:
+    """One session's secret key."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        kinds = ts.ENCRYPTION_TYPE
+        self.private = ts.context(
+            ts.SCHEME_TYPE.CKKS,
+            context.poly_modulus_degree,
+            coeff_mod_bit_sizes=list(context.coeff_mod_bit_sizes),
+            encryption_type=kinds.ASYMMETRIC if context.public_key else kinds.SYMMETRIC,
+        )
+        self.private.global_scale = context.global_scale
+
+    def evaluation_keys(self, rotations: tuple[int, ...] | None = None) -> bytes:
+        """Return the public context with exactly the keys that the context has."""
+        context, seal = self.context, self.private.seal_context().data
+        generator = sealapi.KeyGenerator(seal, self.private.secret_key().data)
+        elements = context.galois_elements
+        if rotations is not None:
+            modulus = 2 * context.poly_modulus_degree
+            elements = frozenset(pow(3, step % context.slots, modulus) for step in rotations)
+        public: list[bytes] = []
+        if context.public_key:
+            public_key = sealapi.PublicKey()
+            generator.create_public_key(public_key)
+            public.append(wire.field(1, saved(public_key)))
+        public += [wire.field(2, 7), wire.field(3, context.global_scale)]
+        if context.relinearisation_keys:
+            relin_keys = sealapi.RelinKeys()
+            generator.create_relin_keys(relin_keys)
+            public.append(wire.field(4, saved(relin_keys)))
+        galois_keys = sealapi.GaloisKeys()
+        generator.create_galois_keys(sorted(elements), galois_keys)
+        public.append(wire.field(5, saved(galois_keys)))
+        parameters = saved(seal.key_context_data().parms())
+        kind = b"" if context.public_key else wire.field(4, 1)
+        return wire.field(1, parameters) + wire.field(2, b"".join(public)) + kind
+
+    def encrypt(self, model: Model, windows: list[list[float]]) -> bytes:
+        """Return a job's body: the inputs of windows, one block each."""
+        padding = [0.0] * (model.block - len(model.features))
+        values = [value for inputs in windows for value in [*inputs, *padding]]
+        return bytes(ts.ckks_vector(self.private, values).serialize())
+
+    def decrypt(self, model: Model, data: bytes) -> list[list[float]]:
+        """Return the scores of each window in a result's body."""
+        vector = wire.Vector.decode(data)
+        slots = []
+        for ciphertext in vector.ciphertexts:
+            whole = wire.Vector(self.context.slots, (ciphertext,), vector.scale)
+            slots.append(ts.ckks_vector_from(self.private, whole.encode()).decrypt())
+        if model.method == "matmul":
+            return [list(slots[0][: len(model.labels) - 1])]
+        starts = range(0, vector.size, model.block)
+        return [[score[start] for score in slots] for start in starts]
