@@ -212,7 +212,7 @@ SHAPES = (
         block=24,
         windows=1,
         limit=NETWORK_LIMIT,
-        error=0.01,
+        error=0.001,
         precision=0.1,
     ),
 )

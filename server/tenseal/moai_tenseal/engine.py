@@ -92,7 +92,8 @@ class Keys:
             self._check_fresh(loaded)
         except (ValueError, RuntimeError) as error:
             raise _malformed("the input", error) from error
-        result = ready.dot(self, vector) if ready.model.method == "dot" else ready.matmul(loaded)
+        is_dot = ready.model.method == "dot"
+        result = ready.dot(self, vector) if is_dot else ready.matmul(self, loaded)
         return result.encode()
 
     def _check_fresh(self, vector: ts.CKKSVector) -> None:
@@ -122,6 +123,7 @@ class _Ready:
         self.model = model
         self.layers: list[tuple[list[list[float]], list[float]]] = []
         context = model.context
+        self._slots = context.slots
         left = primes[: context.data_primes]
         for index, layer in enumerate(model.layers):
             # A product, and before all but the first a square: each drops the last prime left.
@@ -129,18 +131,23 @@ class _Ready:
             factor = math.prod(prime / context.global_scale for prime in dropped)
             self.layers.append(_scaled(layer, factor))
 
-    def matmul(self, vector: ts.CKKSVector) -> wire.Vector:
+    def matmul(self, keys: Keys, vector: ts.CKKSVector) -> wire.Vector:
         """Compute on a vector that holds one window."""
         for index, (weights, bias) in enumerate(self.layers):
             if index:
                 vector.square_()
             vector.matmul_(weights)
-            vector.add_(bias)
+            # A product repeats its values over all slots, which the next one relies on; a sum
+            # with a vector of that length would change the first of them only.
+            vector = keys.resized(wire.Vector.decode(vector.serialize()), self._slots)
+            repeats = -(-self._slots // len(bias))
+            vector.add_((bias * repeats)[: self._slots])
+            vector = keys.resized(wire.Vector.decode(vector.serialize()), len(bias))
         return wire.Vector.decode(vector.serialize())
 
     def dot(self, keys: Keys, vector: wire.Vector) -> wire.Vector:
         """Compute on a vector of windows, block by block, all at once."""
-        model, slots = self.model, self.model.context.slots
+        model, slots = self.model, self._slots
         ((weights, bias),) = self.layers
         ciphertexts: list[bytes] = []
         for score, offset in enumerate(bias):

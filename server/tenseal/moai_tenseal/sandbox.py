@@ -184,7 +184,7 @@ class Sandbox:
     def __init__(
         self, models: Path, threads: int, limits: Limits, report: Callable[[Outcome], None]
     ) -> None:
-        self._start = lambda: _Process(models, threads, limits)
+        self._start: Callable[[], _Process] = lambda: _Process(models, threads, limits)
         self._report = report
         self._process: _Process | None = self._start()
         self._queues: OrderedDict[str, deque[Work]] = OrderedDict()
@@ -300,6 +300,9 @@ def main(models: Path, threads: int, memory_bytes: int) -> None:
     known = load(models)
     contexts = {model.context.canonical(): model.context for model in known.values()}
     engine = Engine(known, threads)
+    # Nothing but answers goes to the parent: libraries that print go to standard error.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
@@ -316,9 +319,6 @@ def main(models: Path, threads: int, memory_bytes: int) -> None:
                 keys.pop(handle, None)
         return b""
 
-    # Nothing but answers goes to the parent: libraries that print go to standard error.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
     reply: dict[int | str, cbor.Item] = {"body": b""}
     while True:
         data = cbor.encode(reply)
