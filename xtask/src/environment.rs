@@ -1,0 +1,118 @@
+//! Python environments of tests and benches, in the target directory.
+//!
+//! Invariants:
+//! - versions are pinned; an environment made for other requirements is replaced;
+//! - the file `version` is written last, so an environment that has it is complete.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::step;
+
+/// The AWS KMS of tests.
+pub(crate) const MOTO: Environment = Environment {
+    name: "moto",
+    what: "the AWS KMS of tests",
+    duration: "a minute",
+    requirements: "moto[server]==5.2.5\n",
+};
+
+/// The CKKS server and what CKKS is measured against; pip compares every digest.
+pub(crate) const TENSEAL: Environment = Environment {
+    name: "tenseal",
+    what: "with which the CKKS server computes",
+    duration: "half a minute",
+    requirements: include_str!("../../server/tenseal/requirements.txt"),
+};
+
+/// A set of packages from PyPI with an interpreter of their own.
+pub(crate) struct Environment {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    duration: &'static str,
+    requirements: &'static str,
+}
+
+impl Environment {
+    /// Whether it is there, complete and made for these requirements.
+    pub(crate) fn is_there(&self) -> bool {
+        self.directory().is_ok_and(|directory| self.is_complete(&directory))
+    }
+
+    /// Makes it unless it is there.
+    ///
+    /// # Errors
+    /// There is no Python, or no package registry can be reached.
+    pub(crate) fn install(&self) -> Result<()> {
+        if self.is_there() {
+            return Ok(());
+        }
+        let Self { name, what, duration, requirements } = self;
+        let directory = self.directory()?;
+        println!(
+            "Installing {name}, {what}, for this target directory alone (once, about {duration}):"
+        );
+        if directory.exists() {
+            fs::remove_dir_all(&directory)
+                .with_context(|| format!("cannot replace {}", directory.display()))?;
+        }
+        step(Command::new("python3").args(["-m", "venv"]).arg(&directory))?;
+        let file = directory.join("requirements.txt");
+        fs::write(&file, requirements)?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let mut install = Command::new(directory.join("bin/python"));
+        if let Err(error) = step(install.args(pip).arg("--requirement").arg(&file)) {
+            bail!("{error}; {name} is {what}, and pip needs to reach PyPI or a mirror");
+        }
+        fs::write(directory.join("version"), requirements)?;
+        Ok(())
+    }
+
+    /// The interpreter, once it is installed.
+    ///
+    /// # Errors
+    /// Nobody can tell where it is.
+    pub(crate) fn python(&self) -> Result<PathBuf> {
+        Ok(self.directory()?.join("bin/python"))
+    }
+
+    fn is_complete(&self, directory: &Path) -> bool {
+        fs::read_to_string(directory.join("version")).is_ok_and(|text| text == self.requirements)
+    }
+
+    /// xtask was built into the target directory, wherever `CARGO_TARGET_DIR` or a config put it.
+    fn directory(&self) -> Result<PathBuf> {
+        let executable = std::env::current_exe().context("cannot tell where xtask lies")?;
+        let target = executable.ancestors().nth(2).context("xtask lies in no target directory")?;
+        Ok(target.join("python").join(self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_of_other_requirements_is_not_complete() {
+        let directory = std::env::temp_dir().join(format!("xtask-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        assert!(!MOTO.is_complete(&directory));
+        fs::write(directory.join("version"), TENSEAL.requirements).unwrap();
+        assert!(!MOTO.is_complete(&directory));
+        assert!(TENSEAL.is_complete(&directory));
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn every_package_of_the_server_has_its_digests() {
+        let packages = TENSEAL.requirements.split(" \\\n    --hash=sha256:").collect::<Vec<_>>();
+        let pins = TENSEAL.requirements.matches("==").count();
+        assert!(pins > 3 && packages.len() > pins, "{}", TENSEAL.requirements);
+        for line in TENSEAL.requirements.lines().filter(|line| line.contains("==")) {
+            assert!(line.ends_with(" \\"), "{line}");
+        }
+    }
+}
