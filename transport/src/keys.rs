@@ -10,7 +10,9 @@
 use std::fmt;
 
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
+use ed25519_dalek::pkcs8::{
+    DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, KeypairBytes,
+};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -157,7 +159,11 @@ impl ServerSigningKey {
     /// Never: a key always has this form.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {
-        self.0.to_pkcs8_pem(LineEnding::LF).expect("an Ed25519 key has a PKCS #8 form")
+        // Without the public half, which is version 1 of PKCS #8: what OpenSSL reads.
+        let secret_key = Zeroizing::new(self.0.to_bytes());
+        KeypairBytes { secret_key: *secret_key, public_key: None }
+            .to_pkcs8_pem(LineEnding::LF)
+            .expect("an Ed25519 key has a PKCS #8 form")
     }
 
     /// Its public half.

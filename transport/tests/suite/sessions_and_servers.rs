@@ -260,6 +260,8 @@ fn a_file_of_server_keys_has_one_to_four_and_nothing_private() {
     assert_eq!(ServerKeys::from_pem(private.as_bytes()), Err(KeyError::Count(0)));
     let broken = [pem(1), pem(2).replace("MCow", "MCox")].concat();
     assert_eq!(ServerKeys::from_pem(broken.as_bytes()), Err(KeyError::Block(2)));
+    // Version 1 of PKCS #8 (RFC 8410 section 7), which OpenSSL reads, and nothing behind the seed.
+    assert!(private.contains("\nMC4CAQAwBQYDK2VwBCIEIAEBAQEBAQEB"), "{}", *private);
     let again = ServerSigningKey::from_pem(&private).unwrap();
     assert_eq!(again.public().to_pem(), pem(1));
     assert_eq!(ServerSigningKey::from_pem(&pem(1)).err(), Some(KeyError::NotAPrivateKey));
