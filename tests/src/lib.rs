@@ -43,6 +43,7 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod recordings;
 pub mod redis;
 pub mod robot;
@@ -51,6 +52,7 @@ pub mod settings;
 pub mod softhsm;
 pub mod stream;
 pub mod swtpm;
+pub mod tenseal;
 pub mod tiny;
 pub mod world;
 

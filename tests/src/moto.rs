@@ -7,14 +7,15 @@
 //!   credentials and off the network.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::ports::Ports;
 use crate::process::{Launch, Process, STEP};
+use crate::python::interpreter;
 
 /// The region the keys are in.
 pub const REGION: &str = "eu-central-1";
@@ -48,7 +49,7 @@ impl Moto {
     pub async fn start(directory: &Path) -> Result<Self> {
         let ports = Ports::reserve()?;
         let port = ports.first();
-        let process = Launch::new("moto", &python()?, directory)
+        let process = Launch::new("moto", &interpreter("moto")?, directory)
             .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .spawn()?;
@@ -108,17 +109,4 @@ impl Moto {
         ensure!(status == "200", "{action} fails: {answer}\n{}", self.process.log().tail());
         Ok(if body.is_empty() { serde_json::Value::Null } else { serde_json::from_str(body)? })
     }
-}
-
-/// The interpreter of the environment with moto.
-fn python() -> Result<PathBuf> {
-    let executable = std::env::current_exe().context("cannot tell where this executable lies")?;
-    for directory in executable.ancestors().skip(1) {
-        let environment = directory.join("python/moto");
-        // Written last, so what has it is complete.
-        if environment.join("version").is_file() {
-            return Ok(environment.join("bin/python"));
-        }
-    }
-    bail!("moto, the AWS KMS of tests, is not installed; run `cargo xtask setup`")
 }

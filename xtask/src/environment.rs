@@ -28,7 +28,7 @@ pub(crate) const TENSEAL: Environment = Environment {
     requirements: include_str!("../../server/tenseal/requirements.txt"),
 };
 
-/// A set of packages from PyPI with an interpreter of their own.
+/// A set of Python packages with an interpreter of their own.
 pub(crate) struct Environment {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,

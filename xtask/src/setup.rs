@@ -166,7 +166,7 @@ pub(crate) fn check() -> Result<()> {
 /// Installs what is missing for a purpose.
 ///
 /// # Errors
-/// There is no apt-get, no right to use it, or it failed; or what comes from PyPI cannot be installed.
+/// There is no apt-get, no right to use it, or it failed; or a Python package cannot be installed.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
     install_packages(purpose)?;
     if matches!(purpose, Purpose::Test | Purpose::All) {

@@ -7,6 +7,7 @@ import queue
 import secrets
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,10 @@ SWEEP_SECONDS = 1.0
 
 class _Stop:
     """SIGTERM came."""
+
+
+class _Failure:
+    """A thread ended that must not."""
 
 
 class _Reopen:
@@ -71,14 +76,20 @@ def _run(
     known: dict[str, models.Model],
     signing_key: trust.SigningKey,
     robots: trust.Robots,
-) -> None:
+) -> int:
     worker = f"w-{secrets.token_hex(8)}"
     events: queue.Queue[object] = queue.Queue(MAX_EVENTS)
+    # A handler must not wait for room in the queue that the interrupted thread empties.
+    stopping: list[_Stop | _Reopen | _Failure] = []
+
+    def failed(arguments: threading.ExceptHookArgs) -> None:
+        log.critical("a thread failed: %r", arguments.exc_value, exc_info=arguments.exc_value)
+        stopping.append(_Failure())
+
+    threading.excepthook = failed
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(_Stop()))
     signal.signal(signal.SIGHUP, lambda *_: stopping.append(_Reopen()))
-    # A handler must not wait for room in the queue that the interrupted thread empties.
-    stopping: list[_Stop | _Reopen] = []
     limits = Limits(settings.max_memory_bytes, settings.max_compute_seconds, settings.max_prepared)
     sandbox = Sandbox(settings.models_directory, settings.threads, limits, events.put)
     status = names.worker_status(worker)
@@ -103,7 +114,7 @@ def _run(
     connection.start()
     health = _Health(settings.health)
     try:
-        _serve(service, events, stopping, audit, health)
+        return _serve(service, events, stopping, audit, health)
     finally:
         log.info("stopping")
         connection.stop(status, gone)
@@ -118,16 +129,20 @@ def _boot_time() -> float:
 def _serve(
     service: Service,
     events: "queue.Queue[object]",
-    signals: list[_Stop | _Reopen],
+    signals: list[_Stop | _Reopen | _Failure],
     audit: Audit,
     health: _Health,
-) -> None:
+) -> int:
     next_sweep = time.monotonic()
     while True:
         while signals:
-            if isinstance(signals.pop(0), _Stop):
-                return
-            audit.reopen()
+            match signals.pop(0):
+                case _Stop():
+                    return 0
+                case _Failure():
+                    return 1
+                case _Reopen():
+                    audit.reopen()
         if time.monotonic() >= next_sweep:
             next_sweep = time.monotonic() + SWEEP_SECONDS
             service.tick()
@@ -172,8 +187,7 @@ def main() -> int:
         stream=sys.stderr,
     )
     os.umask(0o077)
-    _run(*read)
-    return 0
+    return _run(*read)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from .frames import MAX_FRAME_LEN
 log = logging.getLogger(__name__)
 
 MAX_PACKET_LEN = MAX_FRAME_LEN + 4096
-# What we take before it is acknowledged, and what we send at most before it is.
+# What we take before it is acknowledged, and what we send at most before it is: few enough for
+# any broker, whose own limit paho does not heed.
 RECEIVE_MAXIMUM = 64
-SEND_MAXIMUM = 20
+SEND_MAXIMUM = 10
 MAX_QUEUED = 1024
 # What MQTT puts around a payload, with room for a topic and properties.
 PACKET_OVERHEAD = 1024
@@ -82,6 +83,7 @@ class Link:
         self._client.tls_set_context(tls)
         self._client.will_set(will[0], will[1], qos=1, retain=True)
         self._client.reconnect_delay_set(*RECONNECT_SECONDS)
+        self._client.max_inflight_messages_set(SEND_MAXIMUM)
         self._client.max_queued_messages_set(MAX_QUEUED)
         self._max_packet_len = MAX_PACKET_LEN
         self._client.on_connect = self._on_connect
@@ -139,8 +141,6 @@ class Link:
             return
         largest = getattr(properties, "MaximumPacketSize", MAX_PACKET_LEN)
         self._max_packet_len = min(MAX_PACKET_LEN, largest)
-        inflight = getattr(properties, "ReceiveMaximum", SEND_MAXIMUM)
-        client.max_inflight_messages_set(min(SEND_MAXIMUM, inflight))
         client.subscribe([(filter_, SubscribeOptions(qos=1)) for filter_ in self._filters])
 
     def _on_subscribe(

@@ -31,6 +31,8 @@ from .refusals import CODES, Refused
 
 LENGTH_LEN = 4
 MAX_REPLY_LEN = 512 * 1024
+# The pipes, and /dev/urandom, which SEAL opens whenever it encrypts a zero.
+MAX_FILES = 64
 # An empty process answers within this; importing takes most of it.
 START_SECONDS = 60.0
 
@@ -78,7 +80,7 @@ class _Process:
         self._limits = limits
         self._child = subprocess.Popen(
             [
-                *(sys.executable, "-m", f"{__package__}.sandbox"),
+                *(sys.executable, "-B", "-m", f"{__package__}.sandbox"),
                 *(str(models), str(threads), str(limits.memory_bytes)),
             ],
             stdin=subprocess.PIPE,
@@ -305,7 +307,7 @@ def main(models: Path, threads: int, memory_bytes: int) -> None:
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     keys: dict[int, Keys] = {}
 

@@ -1,5 +1,11 @@
-"""The robot's half of CKKS, made with TenSEAL: keys, encryption, decryption."""
+"""The robot's half of CKKS, made with TenSEAL: keys, encryption, decryption.
 
+`python -m tests.robot make MODEL DIRECTORY` writes keys and inputs of a session,
+`python -m tests.robot read MODEL DIRECTORY` what its results say: see `main`.
+"""
+
+import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,8 +27,11 @@ def saved(thing: object) -> bytes:
 class Robot:
     """One session's secret key."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, private: ts.Context | None = None) -> None:
         self.context = context
+        if private is not None:
+            self.private = private
+            return
         kinds = ts.ENCRYPTION_TYPE
         self.private = ts.context(
             ts.SCHEME_TYPE.CKKS,
@@ -74,3 +83,47 @@ class Robot:
             return [list(slots[0][: len(model.labels) - 1])]
         starts = range(0, vector.size, model.block)
         return [[score[start] for score in slots] for start in starts]
+
+
+def main(command: str, name: str, directory: Path) -> None:
+    """Make a session's `keys` and an `input-N` for N of the recordings; or read `result-N`.
+
+    Reading prints as JSON, for each result there is, what it says and what the model says in
+    the clear.
+    """
+    from moai_tenseal import models
+
+    from . import data
+
+    model = models.load(Path(__file__).parents[1] / "models")[name]
+    secret = directory / "secret"
+    windows = data.windows()[::40]
+    if command == "make":
+        robot = Robot(model.context)
+        secret.write_bytes(robot.private.serialize(save_secret_key=True))
+        (directory / "keys").write_bytes(robot.evaluation_keys())
+        for number, samples in enumerate(windows):
+            body = robot.encrypt(model, [model.inputs(samples)])
+            (directory / f"input-{number}").write_bytes(body)
+        return
+    robot = Robot(model.context, ts.context_from(secret.read_bytes()))
+    answers = []
+    for number, samples in enumerate(windows):
+        result = directory / f"result-{number}"
+        if not result.exists():
+            continue
+        (scores,) = robot.decrypt(model, result.read_bytes())
+        expected = model.scores(model.inputs(samples))
+        worst = max(abs(a - b) for a, b in zip(scores, expected, strict=True))
+        answers.append(
+            {
+                "label": model.label(scores),
+                "expected": model.label(expected),
+                "is_exact": worst < model.error,
+            }
+        )
+    print(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

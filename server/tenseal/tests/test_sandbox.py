@@ -12,7 +12,8 @@ from moai_tenseal.sandbox import Limits, Outcome, Sandbox, Work
 from .test_engine import MODELS, prepared
 from .test_models import DIRECTORY
 
-NAME = "failure-linear"
+# Its product has TenSEAL encrypt a zero, for which it needs randomness.
+NAME = "grasp-linear"
 PATIENCE = 60
 
 
@@ -48,9 +49,9 @@ class Processes(unittest.TestCase):
     def computed(self) -> int:
         outcome = self.outcome()
         assert isinstance(outcome.result, bytes), outcome.result
-        ((score,),) = self.robot.decrypt(self.model, outcome.result)
-        expected = self.model.scores([0.5] * 24)[0]
-        self.assertLess(abs(score - expected), self.model.error)
+        (scores,) = self.robot.decrypt(self.model, outcome.result)
+        for score, expected in zip(scores, self.model.scores([0.5] * 24), strict=True):
+            self.assertLess(abs(score - expected), self.model.error)
         return outcome.work.number
 
     def test_keys_are_prepared_and_jobs_computed(self) -> None:
@@ -105,12 +106,13 @@ class Processes(unittest.TestCase):
         order = [self.computed() for _ in range(5)]
         self.assertLess(order.index(9), 3, order)
 
-    def test_it_has_no_files_and_a_limit_of_memory(self) -> None:
+    def test_it_can_write_no_file_and_has_a_limit_of_memory(self) -> None:
         sandbox = self.sandbox(memory=1 << 30)
         with open(f"/proc/{sandbox.pid}/limits") as file:
             limits = {line[:26].strip(): line[26:].split()[:1] for line in file}
         self.assertEqual(limits["Max address space"], [str(1 << 30)])
-        for name in ("Max open files", "Max file size", "Max core file size"):
+        self.assertEqual(limits["Max open files"], ["64"])
+        for name in ("Max file size", "Max core file size"):
             self.assertEqual(limits[name], ["0"])
         with open(f"/proc/{sandbox.pid}/environ", "rb") as environment:
             names = {entry.split(b"=")[0] for entry in environment.read().split(b"\0")}

@@ -271,8 +271,7 @@ class Serving(unittest.TestCase):
     def test_a_manifest_that_cannot_be_is_refused(self) -> None:
         largest = CONTEXT.max_key_len
         too_many = [bytes(32)] * -(-(largest + 1) // MAX_CHUNK_LEN)
-        for number, (code, changes) in enumerate(
-            (
+        wrong: list[tuple[str, dict[str, object]]] = [
                 ("unknown_model", {"context": bytes(32)}),
                 ("too_large", {"key_len": largest + 1, "chunk_digests": too_many}),
                 ("malformed_frame", {"nonce": -1}),
@@ -287,9 +286,8 @@ class Serving(unittest.TestCase):
                 ("malformed_frame", {"session_key": bytes(32)}),
                 ("malformed_frame", {"key_digest": bytes(31)}),
                 ("malformed_frame", {"extra": 1}),
-            ),
-            1,
-        ):
+        ]
+        for number, (code, changes) in enumerate(wrong, 1):
             with self.subTest(changes=list(changes)):
                 self.world.open(number, **changes)  # type: ignore[arg-type]
                 self.assertEqual(self.world.refused(), (code, 0))
@@ -333,7 +331,7 @@ class Serving(unittest.TestCase):
             ("malformed_frame", 1, {"context": None}),
             ("too_large", 10_001, {}),
         ):
-            world.job(number, **changes)  # type: ignore[arg-type]
+            world.job(number, **changes)
             self.assertEqual(world.refused(), (code, number))
         world.job(1)
         world.job(1, b"another")

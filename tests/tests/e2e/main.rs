@@ -29,4 +29,5 @@ mod stage;
 mod stream;
 mod supervision;
 mod tenants;
+mod tenseal;
 mod workers;

@@ -20,8 +20,8 @@ use crate::stage::{QUICK, Stage, new_session};
 
 /// A robot, in one session.
 pub(crate) struct Played<'s> {
-    operator: &'s Client,
-    pki: &'s Pki,
+    pub(crate) operator: &'s Client,
+    pub(crate) pki: &'s Pki,
     /// What it asks for, in the session's context.
     pub(crate) model: &'static str,
     pub(crate) context: ContextId,
