@@ -41,6 +41,8 @@ pub struct Hooks {
     pub rotation_step: fn(RotationStep),
     /// Told of each step of a job's outcome.
     pub release_step: fn(ReleaseStep),
+    /// Told by each part that the watchdog guards, when it is about to answer.
+    pub pulse: fn(&'static str),
     /// Where time comes from.
     pub clock: fn() -> Arc<dyn Clock>,
     /// Where sessions get their engine.
@@ -53,6 +55,7 @@ impl Default for Hooks {
             protect_memory: true,
             rotation_step: |_| {},
             release_step: |_| {},
+            pulse: |_| {},
             clock: || Arc::new(SystemClock),
             engines: || Arc::new(FheEngines),
         }

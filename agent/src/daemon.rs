@@ -6,7 +6,7 @@
 //! Invariants:
 //! - the control socket answers before anything else is tried, so that `status` can say why;
 //! - nothing connects before the root secret is at hand;
-//! - READY is told once root secret and both links were there at the same time;
+//! - READY is told once: when root secret and both links are there, or a while without the links;
 //! - an agent that ends with an error leaves the reason for `status`;
 //! - the whole stop takes less than 5 seconds.
 
@@ -44,12 +44,14 @@ use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
 use crate::rotator::Rotator;
 use crate::services::{Policy, Services};
 use crate::session::registry::SessionRegistry;
+use crate::spool::Spool;
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
 use crate::uplink::{LinkState, Uplink};
 use crate::vault::{Vault, VaultError};
 use crate::warm::{WarmParts, WarmPool};
+use crate::watchdog::Watchdog;
 
 /// An oversized onboard message is received, so that it can be refused by name; what is larger
 /// than this never leaves the broker.
@@ -114,30 +116,22 @@ async fn work(
     let tpm = move || tpm.map_or_else(|| custody::connect(&tpm_config), Ok);
     let (credentials, renewal, certificate) = identity::open(config, tpm, clock.clone()).await?;
     let attester = attestation::attester(config, credentials.key());
-    let (uplink_link, uplink_events) = open_uplink(config, credentials.clone(), &links)?;
-    let topics = Arc::new(Topics::new(&config.onboard.prefix, &config.tasks));
-    let base = onboard_base(config);
-    let (onboard_link, onboard_events) = open_onboard(&base, &topics, &links);
+    let mut watchdog = Watchdog::new(sd_notify::watchdog_enabled(), hooks.pulse);
+    let uplink_ends = open_uplink(config, credentials.clone(), &links)?;
+    let uplink_link = uplink_ends.0.clone();
     let (uplink, router) = Uplink::start(
         config.identity.clone(),
         credentials,
         servers,
         clock.clone(),
         audit.clone(),
-        uplink_link.clone(),
-        uplink_events,
+        uplink_ends,
+        watchdog.guard("uplink"),
     );
-    let (onboard_state, onboard_state_receiver) = watch::channel(LinkState::connecting());
-    let (echoes, listener) = Echoes::open(&base, &topics, &links);
-    let onboard = Onboard::new(
-        onboard_link.clone(),
-        Arc::clone(&topics),
-        onboard_state_receiver,
-        echoes,
-        stop.clone(),
-        hooks.release_step,
-    );
-    tokio::spawn(listener.run(onboard.clone(), spool.clone()));
+    guard_spool(&mut watchdog, spool.clone());
+    let side = OnboardSide::start(config, &spool, hooks, &links, &stop);
+    let OnboardSide { base, link: onboard_link, events: onboard_events, state, api: onboard } =
+        side;
 
     let registry = SessionRegistry::default();
     let engines = (hooks.engines)();
@@ -163,11 +157,11 @@ async fn work(
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
-    let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, onboard_state);
+    let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, state);
     tasks.resume().await?;
     tasks.open_declared(&base, &links);
     let directory = tasks.directory();
-    let tasks = tokio::spawn(tasks.run(onboard_events));
+    let tasks = tokio::spawn(tasks.run(onboard_events, watchdog.guard("onboard link")));
 
     let every = config.custody.rotate_every;
     let rotator =
@@ -184,8 +178,9 @@ async fn work(
         conditions: services.conditions.watch(),
     };
     desk.open(Running { services, vitals: vitals.clone(), custodian, rotations, tasks: directory });
-    let state = config.state_directory.clone();
-    let health = tokio::spawn(health::watch(vitals, onboard.clone(), state, stop.clone()));
+    let directory = config.state_directory.clone();
+    let health = health::watch(vitals, onboard.clone(), directory, watchdog, stop.clone(), notify);
+    let health = tokio::spawn(health);
     let presence = tokio::spawn(announce(config.clone(), uplink_link.clone(), uplink.clone()));
 
     stop.cancelled().await;
@@ -203,6 +198,41 @@ async fn work(
         audit,
     };
     parts.stop(config).await
+}
+
+/// Lets the watchdog ask the spool's thread.
+fn guard_spool(watchdog: &mut Watchdog, spool: Spool) {
+    let pulse = watchdog.guard("spool");
+    tokio::spawn(async move { pulse.relay(|| spool.alive()).await });
+}
+
+/// The robot's side: its broker, and what onboard software is told.
+struct OnboardSide {
+    base: LinkConfig,
+    link: Link,
+    events: mpsc::Receiver<LinkEvent>,
+    state: watch::Sender<LinkState>,
+    api: Onboard,
+}
+
+impl OnboardSide {
+    fn start(
+        config: &Config,
+        spool: &Spool,
+        hooks: &Hooks,
+        links: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> Self {
+        let topics = Arc::new(Topics::new(&config.onboard.prefix, &config.tasks));
+        let base = onboard_base(config);
+        let (link, events) = open_onboard(&base, &topics, links);
+        let (state, seen) = watch::channel(LinkState::connecting());
+        let (echoes, listener) = Echoes::open(&base, &topics, links);
+        let (stop, observe) = (stop.clone(), hooks.release_step);
+        let api = Onboard::new(link.clone(), topics, seen, echoes, stop, observe);
+        tokio::spawn(listener.run(api.clone(), spool.clone()));
+        Self { base, link, events, state, api }
+    }
 }
 
 /// What stops with the agent.

@@ -39,4 +39,5 @@ pub mod ttl;
 pub mod uplink;
 pub mod vault;
 pub mod warm;
+pub mod watchdog;
 pub mod window;

@@ -24,6 +24,7 @@ use crate::spool::Orphan;
 use crate::task::{Ears, Order, Orders, Task, orders};
 use crate::uplink::LinkState;
 use crate::vault::{EndedFacts, SessionFacts, SessionRecord, VaultError};
+use crate::watchdog::Pulse;
 
 /// What the vault has kept of a task.
 #[derive(Default)]
@@ -33,6 +34,8 @@ struct Kept {
 }
 
 const MAX_TASKS: usize = 64;
+/// How long everybody waits for one refusal.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where orders to tasks are given. Short critical sections, never across an await.
 #[derive(Clone, Default)]
@@ -220,11 +223,16 @@ impl Tasks {
 
     /// Serves the onboard link until it ends or the agent stops; returns when every task is over,
     /// with the link's events, which keep the link alive.
-    pub async fn run(mut self, mut events: mpsc::Receiver<LinkEvent>) -> mpsc::Receiver<LinkEvent> {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<LinkEvent>,
+        mut pulse: Pulse,
+    ) -> mpsc::Receiver<LinkEvent> {
         let stop = self.services.stop.clone();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = pulse.beat() => {}
                 event = events.recv() => match event {
                     None => break,
                     Some(LinkEvent::Up) => {
@@ -300,7 +308,7 @@ impl Tasks {
             None if self.queues.len() >= MAX_TASKS => {
                 let message = format!("the agent serves {MAX_TASKS} tasks already; close one");
                 let refusal = Refusal::new(Code::TooManyTasks, message);
-                self.services.onboard.refuse(&id, &refusal, request.reply.as_ref()).await;
+                self.refuse(&id, &refusal, &request).await;
                 return;
             }
             None => {
@@ -312,7 +320,15 @@ impl Tasks {
         if let Err(request) = queue.push(request).await {
             let message = "the task is behind with its requests; this one is dropped, slow down";
             let refusal = Refusal::new(Code::TooFast, message);
-            self.services.onboard.refuse(&id, &refusal, request.reply.as_ref()).await;
+            self.refuse(&id, &refusal, &request).await;
+        }
+    }
+
+    /// A broker that has gone takes no refusal, and only the caller can see that it is back.
+    async fn refuse(&self, id: &TaskId, refusal: &Refusal, request: &Request) {
+        let refused = self.services.onboard.refuse(id, refusal, request.reply.as_ref());
+        if tokio::time::timeout(REFUSAL_PATIENCE, refused).await.is_err() {
+            tracing::warn!(task = %id, "the onboard broker did not take a refusal");
         }
     }
 }

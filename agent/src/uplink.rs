@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use crate::audit::{Audit, AuditEvent};
 use crate::clock::Clock;
 use crate::secrets::scrubbed;
+use crate::watchdog::Pulse;
 
 const SESSION_QUEUE_LEN: usize = 64;
 const MAX_MODELS: usize = 256;
@@ -161,7 +162,7 @@ pub enum SendError {
 }
 
 impl Uplink {
-    /// Starts routing what `link` receives; ends when the link ends.
+    /// Starts routing what the link receives; ends when the link ends.
     #[must_use]
     pub fn start(
         identity: Identity,
@@ -169,8 +170,8 @@ impl Uplink {
         servers: ServerKeys,
         clock: Arc<dyn Clock>,
         audit: Audit,
-        link: Link,
-        events: mpsc::Receiver<LinkEvent>,
+        (link, events): (Link, mpsc::Receiver<LinkEvent>),
+        pulse: Pulse,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (routes, route_requests) = mpsc::channel(16);
         let (catalogue_sender, catalogue) = watch::channel(None);
@@ -185,7 +186,7 @@ impl Uplink {
             catalogue: catalogue_sender,
             state: state_sender,
         };
-        let task = tokio::spawn(owner.run(events, route_requests));
+        let task = tokio::spawn(owner.run(events, route_requests, pulse));
         (Self { identity, signer, link, routes, catalogue, state }, task)
     }
 
@@ -283,10 +284,12 @@ impl Router {
         mut self,
         mut events: mpsc::Receiver<LinkEvent>,
         mut routes: mpsc::Receiver<Route>,
+        mut pulse: Pulse,
     ) {
         loop {
             tokio::select! {
                 biased;
+                () = pulse.beat() => {}
                 Some(route) = routes.recv() => match route {
                     Route::Add(session, sender) => { self.sessions.insert(session, sender); }
                     Route::Remove(session) => { self.sessions.remove(&session); }

@@ -40,7 +40,7 @@ impl Need {
 }
 
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
@@ -94,6 +94,12 @@ const NEEDS: [Need; 10] = [
         package: "python3-venv",
         purposes: &[Purpose::Test, Purpose::Bench],
         is_there: has_venv,
+    },
+    Need {
+        what: "systemd's tools, which check the unit",
+        package: "systemd",
+        purpose: Purpose::Test,
+        is_there: || program("systemd-analyze").is_some(),
     },
     Need {
         what: "tpm2-tools, which unsealing is measured against",

@@ -33,6 +33,7 @@ pub(super) enum Question {
     Outstanding { session: SessionId, reply: Reply<Outstanding> },
     Issued { session: SessionId, reply: Reply<u64> },
     Orphans { sessions: Vec<SessionId>, reply: Reply<Vec<Orphan>> },
+    Alive { reply: Reply<()> },
 }
 
 /// A job on its way to the disk.
@@ -244,6 +245,7 @@ impl Keeper {
                 let newest = self.index.numbers.get(&session);
                 answer(reply, Ok(newest.map_or(0, |newest| newest.0)));
             }
+            Question::Alive { reply } => answer(reply, Ok(())),
             Question::Orphans { sessions, reply } => {
                 let spans = self.index.jobs.iter();
                 let orphans = spans.filter(|((session, _), _)| !sessions.contains(session));

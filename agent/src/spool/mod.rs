@@ -332,6 +332,12 @@ impl Spool {
         self.ask(|reply| Request::Ask(Question::Orphans { sessions, reply })).await
     }
 
+    /// Waits until the owner thread has come to this question.
+    pub async fn alive(&self) {
+        // A thread that has ended is told to whoever brings a job.
+        let _ = self.ask(|reply| Request::Ask(Question::Alive { reply })).await;
+    }
+
     /// Why the last job was not taken, if it was the disk's fault.
     #[must_use]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {

@@ -8,6 +8,7 @@
 //!   there.
 //! - `MOAI_TEST_ENGINE=tiny`: sessions get the engine of [`moai_tests::tiny`] instead of one with real
 //!   keys.
+//! - `MOAI_TEST_HANG=FILE`: as long as the file names a part that the watchdog guards, that part hangs.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         protect_memory: !unprotected,
         rotation_step: |step| kill_at(&step.to_string()),
         release_step: |step| kill_at(&step.to_string()),
+        pulse: hang,
         clock: || Arc::new(WrongClock),
         engines,
     })
@@ -35,6 +37,14 @@ fn engines() -> Arc<dyn Engines> {
         Arc::new(TinyEngines)
     } else {
         Arc::new(FheEngines)
+    }
+}
+
+/// Blocks the part's thread.
+fn hang(part: &str) {
+    let Some(path) = std::env::var_os("MOAI_TEST_HANG") else { return };
+    while std::fs::read_to_string(&path).is_ok_and(|named| named == part) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

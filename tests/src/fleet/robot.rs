@@ -23,6 +23,7 @@ use moai_agent::ttl::Lifetimes;
 use moai_agent::uplink::{LinkState, Uplink};
 use moai_agent::vault::LockedVault;
 use moai_agent::warm::{WarmParts, WarmPool};
+use moai_agent::watchdog::Watchdog;
 use moai_tpm::{Epoch, RootSecret};
 use moai_transport::ids::Identity;
 use moai_transport::keys::ServerKeys;
@@ -90,8 +91,8 @@ impl Robot {
             servers,
             Arc::clone(&clock),
             audit.clone(),
-            uplink_link,
-            uplink_events,
+            (uplink_link, uplink_events),
+            Watchdog::new(None, |_| {}).guard("uplink"),
         );
         let disconnected = Arc::<AtomicU64>::default();
         tokio::spawn(count_breaks(uplink.state(), Arc::clone(&disconnected)));
@@ -140,7 +141,8 @@ impl Robot {
         });
         let mut tasks = Tasks::new(Arc::clone(&services), &[], link_state);
         tasks.resume().await?;
-        tokio::spawn(tasks.run(onboard_events));
+        let pulse = Watchdog::new(None, |_| {}).guard("onboard link");
+        tokio::spawn(tasks.run(onboard_events, pulse));
         Ok(Self { software, services, links, disconnected })
     }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use moai_tests::World;
 use moai_tests::onboard::SLOW;
 use moai_tests::process::{Launch, STEP, binary};
+use moai_tests::robot::Agent;
 use tokio::net::UnixDatagram;
 
 use crate::stage::{ARM, QUICK, numbers, start, trials};
@@ -39,6 +40,73 @@ impl Systemd {
         received.with_context(|| format!("no {wanted} after {told:?}"))??;
         Ok(told)
     }
+
+    /// What is told within `time`, and what was told before.
+    async fn told_within(&self, time: Duration) -> Result<String> {
+        let mut told = String::new();
+        let mut buffer = [0; 4096];
+        let receive = async {
+            loop {
+                let length = self.0.recv(&mut buffer).await?;
+                told.push_str(std::str::from_utf8(&buffer[..length])?);
+            }
+        };
+        let received: Result<Result<()>, _> = tokio::time::timeout(time, receive).await;
+        if let Ok(failed) = received {
+            failed?;
+        }
+        Ok(told)
+    }
+}
+
+/// How long systemd waits for the watchdog in these tests.
+const WATCHDOG: Duration = Duration::from_secs(2);
+
+/// Lets the agent believe that systemd has started it.
+fn supervise(agent: &mut Agent, socket: &Path) -> Result<Systemd> {
+    let systemd = Systemd::listen(socket)?;
+    agent.set_env("NOTIFY_SOCKET", &socket.to_string_lossy());
+    agent.set_env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());
+    Ok(systemd)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watchdog_is_fed_until_the_agent_hangs() -> Result<()> {
+    let mut stage = start(World::builder().agent_stopped()).await?;
+    let socket = stage.directory().join("notify");
+    let systemd = supervise(&mut stage.robot.agent, &socket)?;
+    stage.robot.start_agent().await?;
+    let until_fed = systemd.told("WATCHDOG=1").await?.concat();
+    assert!(until_fed.contains("READY=1"), "{until_fed}");
+    assert!(until_fed.contains("STATUS=root secret unsealed, both links up"), "{until_fed}");
+    systemd.told("WATCHDOG=1").await?;
+
+    stage.robot.agent.process()?.freeze()?;
+    // What was told before the freeze.
+    systemd.told_within(Duration::ZERO).await?;
+    assert_eq!(systemd.told_within(WATCHDOG).await?, "");
+    stage.robot.agent.process()?.thaw()?;
+    systemd.told("WATCHDOG=1").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watchdog_starves_while_one_part_hangs_and_systemd_is_told_which() -> Result<()> {
+    let mut stage = start(World::builder().agent_stopped()).await?;
+    let (socket, hang) = (stage.directory().join("notify"), stage.directory().join("hang"));
+    stage.robot.agent.use_double(&[("MOAI_TEST_HANG", &hang.to_string_lossy())]);
+    let systemd = supervise(&mut stage.robot.agent, &socket)?;
+    stage.robot.start_agent().await?;
+    for part in ["onboard link", "spool", "uplink"] {
+        systemd.told("WATCHDOG=1").await?;
+        std::fs::write(&hang, part)?;
+        systemd.told(&format!("STATUS=hangs, and is started anew soon: {part}\n")).await?;
+        let meanwhile = systemd.told_within(WATCHDOG).await?;
+        assert!(!meanwhile.contains("WATCHDOG=1"), "fed while {part} hangs: {meanwhile}");
+        std::fs::remove_file(&hang)?;
+    }
+    systemd.told("WATCHDOG=1").await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

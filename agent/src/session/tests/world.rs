@@ -40,6 +40,7 @@ use crate::ttl::Lifetimes;
 use crate::uplink::{LinkState, Uplink};
 use crate::vault::{LockedVault, SessionRecord, Vault};
 use crate::warm::{WarmParts, WarmPool};
+use crate::watchdog::Watchdog;
 
 /// When tests begin, in seconds since 1970.
 const BEGIN: Duration = Duration::from_secs(1_790_000_000);
@@ -255,8 +256,8 @@ impl World {
             self.server.keys(),
             clock.clone(),
             audit.clone(),
-            uplink_link,
-            uplink_events,
+            (uplink_link, uplink_events),
+            Watchdog::new(None, |_| {}).guard("uplink"),
         );
         let topics = Arc::new(Topics::new(PREFIX, &[]));
         let (onboard_link, onboard_events, far) = link::pair();
@@ -320,7 +321,9 @@ impl World {
         }
         let mut tasks = Tasks::new(Arc::clone(&services), &[], link_state);
         tasks.resume().await.unwrap();
-        let tasks = tokio::spawn(tasks.run(onboard_events));
+        let tasks = tokio::spawn(
+            tasks.run(onboard_events, Watchdog::new(None, |_| {}).guard("onboard link")),
+        );
         Run { clock, services, uplink: uplink_far, onboard: onboard_far, tasks }
     }
 
