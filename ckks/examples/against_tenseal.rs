@@ -71,7 +71,7 @@ fn time(
     for _ in 0..repeats {
         black_box(operation()?);
     }
-    Ok((cpu() - start).as_secs_f64() / f64::from(repeats))
+    Ok(cpu().saturating_sub(start).as_secs_f64() / f64::from(repeats))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -170,17 +170,7 @@ fn compare(degree: usize, sizes: &[u32], rounds: usize) -> Result<(), Failure> {
     let mut peer = Peer::start(degree, sizes)?;
     let inputs: Vec<f64> = (0..24).map(|i| f64::from(i * 37 % 101) / 50.0 - 1.0).collect();
     let mut entropy = Counting(0);
-    let result = {
-        // What a result looks like: as many primes as after one product, unseeded.
-        let level = parameters.data_level() - 1;
-        let lower: Vec<u64> = parameters.primes().take(level + 1).collect();
-        let scale = parameters.global_scale();
-        let lower = Parameters::from_primes(degree, &lower, scale.min(1e9), Policy::Secure)?;
-        let lower_key = SecretKey::from_seed(&lower, &KeySeed::from_bytes([1; 32]));
-        let vector = lower_key.encrypt_vector(&inputs, &mut entropy)?;
-        let full = vector.ciphertexts()[0].expanded(&lower);
-        (lower_key, full.encode(&lower, Compression::Packed))
-    };
+    let result = packed_result(&parameters, &inputs, &mut entropy)?;
     let all: Vec<i32> = (0..degree.ilog2() - 1).flat_map(|bit| [1 << bit, -(1 << bit)]).collect();
     let all = Selection { rotations: all.into_iter().collect(), ..Selection::default() };
     let all_keys = EvaluationKeys::new(&key, all, Compression::Packed)?;
@@ -252,24 +242,42 @@ fn compare(degree: usize, sizes: &[u32], rounds: usize) -> Result<(), Failure> {
         line.print();
     }
     bytes("one input", float(sent), theirs_sent);
+    compare_bytes(&key, &mut peer, sizes)
+}
+
+/// What is uploaded once, and what it takes to make it.
+fn compare_bytes(key: &SecretKey, peer: &mut Peer, sizes: &[u32]) -> Result<(), Failure> {
     let (_, context) = peer.ask("context", 1)?;
     for (what, selection) in [
         ("upload: linear model by dot", Selection::for_dot(INPUTS)),
         ("upload: linear model by matmul", Selection::for_matmul(INPUTS)),
     ] {
-        let keys = EvaluationKeys::new(&key, selection, Compression::Packed)?;
-        let length = f64::from(u32::try_from(keys.context_len())?);
-        bytes(what, length, context);
+        let keys = EvaluationKeys::new(key, selection, Compression::Packed)?;
+        bytes(what, f64::from(u32::try_from(keys.context_len())?), context);
     }
     let (_, memory) = peer.ask("memory", 1)?;
     let ours = Command::new(std::env::current_exe()?)
         .arg("keys")
-        .env("DEGREE", degree.to_string())
+        .env("DEGREE", key.parameters().degree().to_string())
         .env("SIZES", json!(sizes).to_string())
         .output()?;
     let ours: f64 = String::from_utf8(ours.stdout)?.trim().parse()?;
     bytes("peak memory with keys", ours, memory);
     Ok(())
+}
+
+/// A key and what a result under it looks like: as many primes as after one product, unseeded.
+fn packed_result(
+    parameters: &Parameters,
+    inputs: &[f64],
+    entropy: &mut Counting,
+) -> Result<(SecretKey, Vec<u8>), Failure> {
+    let lower: Vec<u64> = parameters.primes().take(parameters.data_level()).collect();
+    let scale = parameters.global_scale().min(1e9);
+    let lower = Parameters::from_primes(parameters.degree(), &lower, scale, Policy::Secure)?;
+    let key = SecretKey::from_seed(&lower, &KeySeed::from_bytes([1; 32]));
+    let full = key.encrypt(inputs, entropy)?.expanded(&lower);
+    Ok((key, full.encode(&lower, Compression::Packed)))
 }
 
 /// TenSEAL's secret key and a result under it, made by the test peer.
