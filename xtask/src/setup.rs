@@ -98,7 +98,7 @@ const NEEDS: [Need; 11] = [
     Need {
         what: "systemd's tools, which check the unit",
         package: "systemd",
-        purpose: Purpose::Test,
+        purposes: &[Purpose::Test],
         is_there: || program("systemd-analyze").is_some(),
     },
     Need {
