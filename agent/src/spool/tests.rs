@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
+use super::record::max_payload_len;
 use super::*;
 use crate::disk::memory::{Failing, MemoryDisk};
 
@@ -299,7 +300,7 @@ fn what_waits_is_bounded_and_an_end_makes_room() {
     bench.remove(&a, JobNumber(1)).unwrap();
     bench.append(&a, &[0; 100]).unwrap();
     assert!(bench.append(&a, &[0; 100]).is_err());
-    let too_large = vec![0; 70_000];
+    let too_large = vec![0; max_payload_len() + 1];
     let mut bench = Bench::open(&MemoryDisk::default(), "one", 1, BIG);
     assert!(matches!(bench.append(&a, &too_large), Err(SpoolError::TooLarge)));
 }
