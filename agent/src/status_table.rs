@@ -56,7 +56,10 @@ pub fn tasks(status: &AgentStatus) -> String {
 }
 
 fn task_line(name: &str, task: &TaskStatus) -> String {
-    let mut text = format!("{name}: {} with {}", task.state, task.model);
+    let mut text = format!("{name}: {}", task.state);
+    if !task.model.is_empty() {
+        let _ = write!(text, " with {}", task.model);
+    }
     if let Some(reason) = &task.reason {
         let _ = write!(text, " ({reason})");
     }

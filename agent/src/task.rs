@@ -62,6 +62,8 @@ pub(crate) struct Task {
     id: TaskId,
     declared: Option<DeclaredTask>,
     catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
+    /// The model it was asked for last; empty if this run of the agent knows of none.
+    model: String,
     /// To be opened as soon as the server's catalogue allows.
     opening: Option<OpenRequest>,
     work: Option<Work>,
@@ -101,6 +103,7 @@ impl Task {
             services,
             id,
             declared,
+            model: String::new(),
             opening: None,
             work: None,
             pending: VecDeque::new(),
@@ -234,6 +237,7 @@ impl Task {
             return self.refuse(Refusal::new(Code::AlreadyOpen, message), reply).await;
         }
         self.asked.when_active(reply);
+        self.model = request.model.to_string();
         self.opening = Some(request);
         self.try_open().await;
     }
@@ -244,6 +248,7 @@ impl Task {
             return;
         }
         self.retire_all(DrainReason::Rotated).await;
+        self.model = request.model.to_string();
         self.opening = Some(request);
         self.try_open().await;
     }
@@ -339,15 +344,11 @@ impl Task {
         session: Option<SessionId>,
         reason: Option<String>,
     ) {
-        let opening = self.opening.as_ref().map(|request| request.model.to_string());
-        let model = self.work.as_ref().map(|work| work.purpose.card.id().to_owned()).or(opening);
-        let model = model.unwrap_or_default();
+        let model = self.model.clone();
         let session = session.map(|session| session.to_string());
         self.show_sessions();
         self.services.board.update(&self.id, |status| {
-            if !model.is_empty() {
-                status.model.clone_from(&model);
-            }
+            status.model.clone_from(&model);
             state.clone_into(&mut status.state);
             status.session.clone_from(&session);
             status.reason.clone_from(&reason);

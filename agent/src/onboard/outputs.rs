@@ -12,7 +12,7 @@ use serde::Serialize;
 pub struct TaskState {
     /// `opening`, `active`, `draining` or `ended`.
     pub state: &'static str,
-    /// The model it asks.
+    /// The model it asks, or asked last; empty if the agent does not know any more.
     pub model: String,
     /// Its session, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -40,6 +40,9 @@ fn windows_are_answered_in_order_and_a_closed_task_leaves_nothing() {
     assert_eq!(world.answers(), (0..20).collect::<Vec<_>>());
     finish(&world);
     assert!(world.server.sessions().is_empty(), "the server was not told");
+    world.heard(|heard| {
+        assert!(heard.states.iter().all(|state| state["model"] == "tiny"), "{:?}", heard.states);
+    });
 }
 
 #[test]

@@ -31,6 +31,7 @@ impl Task {
                 }
             };
             self.live += 1;
+            facts.card.id().clone_into(&mut self.model);
             if facts.state.draining().is_some() {
                 continue;
             }

@@ -68,6 +68,7 @@ async fn requests_that_make_no_sense_are_refused_with_what_to_do() -> Result<()>
     let error = onboard.error(ARM).await?;
     assert_eq!(error["code"], "unknown_model");
     assert!(error["message"].as_str().is_some_and(|text| text.contains(QUICK)), "{error}");
+    assert_eq!(onboard.state(ARM, "ended").await?["model"], "nonesuch");
     onboard.open_with_ttl(ARM, QUICK, "forever").await?;
     assert_eq!(onboard.error(ARM).await?["code"], "malformed");
     Ok(())
