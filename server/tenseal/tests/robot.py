@@ -41,30 +41,37 @@ class Robot:
         )
         self.private.global_scale = context.global_scale
 
-    def evaluation_keys(self, rotations: tuple[int, ...] | None = None) -> bytes:
-        """Return the public context with exactly the keys that the context has."""
+    def generate_keys(self, rotations: tuple[int, ...] | None = None) -> list[tuple[int, object]]:
+        """Make the keys that the context has; each with its field in TenSEAL's message."""
         context, seal = self.context, self.private.seal_context().data
         generator = sealapi.KeyGenerator(seal, self.private.secret_key().data)
         elements = context.galois_elements
         if rotations is not None:
             modulus = 2 * context.poly_modulus_degree
             elements = frozenset(pow(3, step % context.slots, modulus) for step in rotations)
-        public: list[bytes] = []
+        keys: list[tuple[int, object]] = []
         if context.public_key:
             public_key = sealapi.PublicKey()
             generator.create_public_key(public_key)
-            public.append(wire.field(1, saved(public_key)))
-        public += [wire.field(2, 7), wire.field(3, context.global_scale)]
+            keys.append((1, public_key))
         if context.relinearisation_keys:
             relin_keys = sealapi.RelinKeys()
             generator.create_relin_keys(relin_keys)
-            public.append(wire.field(4, saved(relin_keys)))
+            keys.append((4, relin_keys))
         galois_keys = sealapi.GaloisKeys()
         generator.create_galois_keys(sorted(elements), galois_keys)
-        public.append(wire.field(5, saved(galois_keys)))
+        keys.append((5, galois_keys))
+        return keys
+
+    def evaluation_keys(self, rotations: tuple[int, ...] | None = None) -> bytes:
+        """Return the public context with exactly the keys that the context has."""
+        context, seal = self.context, self.private.seal_context().data
+        fields: dict[int, wire.Value] = {2: 7, 3: context.global_scale}
+        fields |= {number: saved(key) for number, key in self.generate_keys(rotations)}
+        public = b"".join(wire.field(number, fields[number]) for number in sorted(fields))
         parameters = saved(seal.key_context_data().parms())
         kind = b"" if context.public_key else wire.field(4, 1)
-        return wire.field(1, parameters) + wire.field(2, b"".join(public)) + kind
+        return wire.field(1, parameters) + wire.field(2, public) + kind
 
     def encrypt(self, model: Model, windows: list[list[float]]) -> bytes:
         """Return a job's body: the inputs of windows, one block each."""
