@@ -85,7 +85,6 @@ class Service:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._store = Store()
-        self._contexts = {model.context.id: model.context for model in parts.models.values()}
         self._next_catalogue = 0.0
 
     def announce(self) -> None:
@@ -172,7 +171,8 @@ class Service:
                 "unknown_model", f"this server has no models for the tenant {key.tenant}"
             )
         manifest = Manifest.decode(frame.body)
-        context = self._contexts.get(manifest.context)
+        visible = (model.context for model in self._parts.models.values() if tenant.sees(model.id))
+        context = next((context for context in visible if context.id == manifest.context), None)
         if context is None or frame.claims.context != manifest.context:
             raise Refused("unknown_model", "no model here is of the open's context")
         if manifest.key_len > context.max_key_len:

@@ -152,6 +152,19 @@ class Refusals(unittest.TestCase):
                 claims = replace(self.job.claims, **change)
                 self.sealed(replace(self.job, claims=claims))
 
+    def test_another_encoding_of_the_same_claims_is_refused(self) -> None:
+        payload = self.job.claims.encode(self.job.body)
+        signature = golden.SESSION_KEY.sign(frames.decode(golden.frame(Kind.JOB)).message())
+        # The number 1 in two bytes instead of one, under a signature that is right.
+        longer = payload.replace(b"\x03\x01\x04", b"\x03\x18\x01\x04", 1)
+        for claims, good in ((payload, True), (longer, False)):
+            header = cbor.encode([frames.KEY_HEADER, {}, claims, signature])
+            data = b"MOAI\x01\x03" + len(header).to_bytes(2) + header + self.job.body
+            if good:
+                verify(frames.decode(data))
+            else:
+                self.assertEqual(self.code(data), "malformed_frame")
+
     def test_the_topic_has_to_say_the_same(self) -> None:
         claims = self.job.claims
         assert claims.identity and claims.session

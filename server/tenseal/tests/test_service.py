@@ -41,7 +41,9 @@ host = 'b'
 class World:
     """A service, and what it said and gave to compute."""
 
-    def __init__(self, audit: Path) -> None:
+    def __init__(
+        self, audit: Path, toml: str = TOML, known: dict[str, models.Model] = MODELS
+    ) -> None:
         self.wall, self.steady = float(golden.NOW), 0.0
         self.published: list[tuple[str, bytes]] = []
         self.work: list[Work] = []
@@ -49,8 +51,8 @@ class World:
         self.service = Service(
             Parts(
                 worker="w",
-                config=config.read(TOML, "f"),
-                models=MODELS,
+                config=config.read(toml, "f"),
+                models=known,
                 signing_key=trust.SigningKey(golden.SERVER_KEY),
                 robots=golden.robots(),
                 computer=self,
@@ -359,4 +361,19 @@ class Serving(unittest.TestCase):
         world.open(2, keys=KEYS[1:], session_key=other.public_key().public_bytes_raw())
         world.said()
         world.service.outcome(Outcome(work, b"result", 1))
+        # Nor are the keys registered that belonged to it.
+        world.service.outcome(Outcome(replace(work, model=None), b"", 1))
         self.assertEqual(world.said(), [])
+
+    def test_models_that_a_tenant_does_not_see_do_not_exist_for_it(self) -> None:
+        world = World(self.audit, TOML.replace("max_jobs = 2", "models = ['grasp-linear']"))
+        world.open()
+        self.assertEqual(world.refused(), ("unknown_model", 0))
+        sees_another = replace(MODELS["failure-linear"], id="another")
+        both = {**MODELS, "another": sees_another}
+        world = World(self.audit, TOML.replace("max_jobs = 2", "models = ['another']"), both)
+        world.register()
+        world.job(1)
+        self.assertEqual(world.refused(), ("unknown_model", 1))
+        world.job(1, model="another")
+        self.assertEqual((len(world.work), world.said()), (1, []))

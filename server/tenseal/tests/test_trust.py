@@ -17,6 +17,17 @@ from moai_tenseal.refusals import Refused
 NOW = 1_800_000_000
 DAY = datetime.timedelta(days=1)
 TIME = datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc)
+KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
@@ -111,6 +122,13 @@ class Certificates(unittest.TestCase):
         no_authority = self.robot(subject=named("acme.r2"))
         forged = Authority("acme.r2")
         forged.key = self.key
+        usage = dict.fromkeys(KEY_USAGES, False) | {"digital_signature": True}
+        signs_nothing = Authority("signs nothing")
+        signs_nothing.certificate = self.authority.issue(
+            signs_nothing.name,
+            signs_nothing.key,
+            [*authority_extensions(), x509.KeyUsage(**usage)],
+        )
         unknown = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
         server_auth = [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])]
         for what, chain in {
@@ -120,6 +138,9 @@ class Certificates(unittest.TestCase):
             ),
             "a missing intermediate": der(self.robot(between)),
             "a robot that plays authority": der(self.robot(forged), no_authority),
+            "an authority whose key is not for certificates": der(
+                self.robot(signs_nothing), signs_nothing.certificate
+            ),
             "expired": der(self.robot(begin=TIME - 2 * DAY, end=TIME - DAY)),
             "not yet valid": der(self.robot(begin=TIME + DAY, end=TIME + 2 * DAY)),
             "for servers": der(self.robot(extensions=server_auth)),
