@@ -1,6 +1,6 @@
 //! Calls of cargo.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,39 @@ pub(crate) fn cargo() -> Command {
         }
     }
     command
+}
+
+/// The compiler of Debian's package rustc-web.
+pub(crate) const RUSTC: &str = "/usr/bin/rustc";
+
+/// Debian's own cargo and compiler instead, without the libraries and flags of the ones that run us.
+pub(crate) fn debian_cargo() -> Command {
+    let mut command = Command::new("/usr/bin/cargo");
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO") || text.starts_with("RUST") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("LD_LIBRARY_PATH").env("RUSTC", RUSTC);
+    if let Some(home) = std::env::var_os("CARGO_HOME") {
+        command.env("CARGO_HOME", home);
+    }
+    command
+}
+
+/// Where cargo puts everything. xtask was built there, wherever `CARGO_TARGET_DIR` or a config put
+/// it.
+///
+/// # Errors
+/// Nobody can tell where xtask lies.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    let executable = std::env::current_exe().context("cannot tell where xtask lies")?;
+    // Tests of xtask lie one directory deeper.
+    let mut directories = executable.ancestors().skip(2);
+    let target = directories.find(|directory| !directory.ends_with("debug"));
+    Ok(target.context("xtask lies in no target directory")?.to_owned())
 }
 
 /// Whether `cargo NAME` is installed.

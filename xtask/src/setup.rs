@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::cargo::step;
-use crate::environment::{MOTO, TENSEAL};
+use crate::environment::{MOTO, OELINT, TENSEAL};
 use crate::helm;
 
 /// What is about to be done.
@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Demo,
     Bench,
     Test,
+    Cross,
+    /// Everything but what [`Purpose::Cross`] alone wants.
     All,
 }
 
@@ -35,12 +37,15 @@ struct Need {
 
 impl Need {
     fn concerns(&self, purpose: Purpose) -> bool {
-        purpose == Purpose::All || self.purposes.is_empty() || self.purposes.contains(&purpose)
+        match (self.purposes, purpose) {
+            ([Purpose::Cross], asked) => asked == Purpose::Cross,
+            (own, asked) => own.is_empty() || asked == Purpose::All || own.contains(&asked),
+        }
     }
 }
 
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 20] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
@@ -107,6 +112,60 @@ const NEEDS: [Need; 11] = [
         purposes: &[Purpose::Bench],
         is_there: || program("tpm2_unseal").is_some(),
     },
+    Need {
+        what: "Debian's Rust compiler, which has a standard library for ARM",
+        package: "rustc-web",
+        purposes: &[Purpose::Cross],
+        is_there: || Path::new(crate::cargo::RUSTC).is_file(),
+    },
+    Need {
+        what: "Debian's cargo, which fits that compiler",
+        package: "cargo-web",
+        purposes: &[Purpose::Cross],
+        is_there: || Path::new("/usr/bin/cargo").is_file(),
+    },
+    Need {
+        what: "the sources of Rust's standard library, for 32 bit ARM",
+        package: "rust-web-src",
+        purposes: &[Purpose::Cross],
+        is_there: || Path::new("/usr/lib/rustlib/src/rust/library").is_dir(),
+    },
+    Need {
+        what: "mmdebstrap, which fetches libraries for ARM",
+        package: "mmdebstrap",
+        purposes: &[Purpose::Cross],
+        is_there: || program("mmdebstrap").is_some(),
+    },
+    Need {
+        what: "the C compiler for 64 bit ARM",
+        package: "gcc-aarch64-linux-gnu",
+        purposes: &[Purpose::Cross],
+        is_there: || program("aarch64-linux-gnu-gcc").is_some(),
+    },
+    Need {
+        what: "the C++ compiler for 64 bit ARM",
+        package: "g++-aarch64-linux-gnu",
+        purposes: &[Purpose::Cross],
+        is_there: || program("aarch64-linux-gnu-g++").is_some(),
+    },
+    Need {
+        what: "the C compiler for 32 bit ARM",
+        package: "gcc-arm-linux-gnueabihf",
+        purposes: &[Purpose::Cross],
+        is_there: || program("arm-linux-gnueabihf-gcc").is_some(),
+    },
+    Need {
+        what: "the C++ compiler for 32 bit ARM",
+        package: "g++-arm-linux-gnueabihf",
+        purposes: &[Purpose::Cross],
+        is_there: || program("arm-linux-gnueabihf-g++").is_some(),
+    },
+    Need {
+        what: "QEMU's user mode, which executes programs for ARM",
+        package: "qemu-user-static",
+        purposes: &[Purpose::Cross],
+        is_there: || program("qemu-aarch64-static").is_some(),
+    },
 ];
 
 /// Looks in `PATH` and in the directories an ordinary user's `PATH` lacks.
@@ -149,7 +208,8 @@ fn list(needs: &[&Need]) -> String {
 /// Something is missing.
 pub(crate) fn check() -> Result<()> {
     let mut text = list(&missing(Purpose::All));
-    for environment in [MOTO, TENSEAL].iter().filter(|environment| !environment.is_there()) {
+    for environment in [MOTO, OELINT, TENSEAL].iter().filter(|environment| !environment.is_there())
+    {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
@@ -178,8 +238,9 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     if matches!(purpose, Purpose::Test | Purpose::All) {
         MOTO.install()?;
         helm::install()?;
+        OELINT.install()?;
     }
-    if purpose != Purpose::Demo {
+    if matches!(purpose, Purpose::Test | Purpose::Bench | Purpose::All) {
         TENSEAL.install()?;
     }
     Ok(())
@@ -250,9 +311,12 @@ mod tests {
 
     #[test]
     fn a_demo_asks_for_less_than_tests_and_everything_for_all() {
+        let common = || NEEDS.iter().filter(|need| need.purpose == Purpose::All).count();
         let count = |purpose| NEEDS.iter().filter(|need| need.concerns(purpose)).count();
         assert!(count(Purpose::Demo) < count(Purpose::Test));
-        assert_eq!(count(Purpose::All), NEEDS.len());
+        let cross = NEEDS.iter().filter(|need| need.purpose == Purpose::Cross).count();
+        assert_eq!(count(Purpose::All), NEEDS.len() - cross, "only who asks for it gets compilers");
+        assert_eq!(count(Purpose::Cross), cross + common());
     }
 
     #[test]

@@ -1,0 +1,189 @@
+//! A target's C libraries and Rust's standard library, as trees in the target directory.
+//!
+//! Invariants:
+//! - a tree that does not fit the compiler of the machine or the list below is replaced;
+//! - the file that says so is written last, so a tree that has it is complete.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::Target;
+use crate::cargo::{RUSTC, debian_cargo, step};
+
+/// The only release whose packages are known to fit.
+const RELEASE: &str = "bookworm";
+/// What the agent links: glibc, libtss2 and what compilers add.
+const PACKAGES: &str = "libc6-dev,libgcc-12-dev,libstdc++-12-dev,libtss2-dev";
+/// Rust's standard library where Debian has it ready.
+const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
+
+/// The trees of one target.
+pub(super) struct Sysroot {
+    /// The root of C headers and libraries.
+    pub(super) path: PathBuf,
+    /// The root of Rust's libraries.
+    pub(super) rust: PathBuf,
+}
+
+impl Sysroot {
+    /// Makes the trees in `directory` unless they are there.
+    pub(super) fn install(target: Target, directory: &Path) -> Result<Self> {
+        let path = directory.join(target.debian());
+        let rust = directory.join("rust");
+        let complete = directory.join(format!("{}.complete", target.debian()));
+        let sysroot = Self { path, rust };
+        let wanted = format!("{}{} {}\n", compiler()?, packages(target), sysroot.path.display());
+        if fs::read_to_string(&complete).is_ok_and(|there| there == wanted) {
+            return Ok(sysroot);
+        }
+        println!("Fetching the libraries of {} (once, up to 600 MB):", target.debian());
+        remove(&sysroot.path)?;
+        step(
+            Command::new("mmdebstrap")
+                .args(["--variant=extract", "--quiet"])
+                .arg(format!("--architectures={}", target.debian()))
+                .arg(format!("--include={}", packages(target)))
+                .arg(RELEASE)
+                .arg(&sysroot.path)
+                .args(sources(target)?),
+        )?;
+        match target {
+            Target::Aarch64 => sysroot.link_standard_library(target)?,
+            Target::Armv7 => sysroot.build_standard_library(target, &directory.join("std"))?,
+        }
+        fs::write(complete, wanted)?;
+        Ok(sysroot)
+    }
+
+    /// What makes the compiler use these libraries of Rust.
+    pub(super) fn rust_flags(&self) -> String {
+        format!("--sysroot={}", self.rust.display())
+    }
+
+    fn library(&self, target: Target) -> PathBuf {
+        self.rust.join("lib/rustlib").join(target.triple())
+    }
+
+    fn link_standard_library(&self, target: Target) -> Result<()> {
+        let link = self.library(target);
+        remove(&link)?;
+        let there = self.path.join("usr/lib/rustlib").join(target.triple());
+        if !there.is_dir() {
+            bail!("Debian's {STANDARD_LIBRARY} has no {}", there.display());
+        }
+        fs::create_dir_all(self.rust.join("lib/rustlib"))?;
+        symlink(&there, &link).with_context(|| format!("cannot link {}", link.display()))
+    }
+
+    /// Debian has none for this target, so it is compiled from Debian's sources: a minute.
+    fn build_standard_library(&self, target: Target, scratch: &Path) -> Result<()> {
+        remove(scratch)?;
+        fs::create_dir_all(scratch.join("src"))?;
+        fs::write(scratch.join("Cargo.toml"), MANIFEST)?;
+        fs::write(scratch.join("src/lib.rs"), "")?;
+        step(
+            debian_cargo()
+                .current_dir(scratch)
+                .args(["build", "--release", "-Z", "build-std=std,panic_abort"])
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("CARGO_BUILD_TARGET", target.triple())
+                .env("CARGO_TARGET_DIR", scratch.join("target")),
+        )?;
+        let library = self.library(target).join("lib");
+        remove(&library)?;
+        fs::create_dir_all(&library)?;
+        let built = scratch.join("target").join(target.triple()).join("release/deps");
+        for entry in fs::read_dir(built)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default();
+            let wanted = path.extension().is_some_and(|kind| kind == "rlib" || kind == "rmeta");
+            if wanted && !name.to_string_lossy().starts_with("libmoai_std") {
+                fs::copy(&path, library.join(name))?;
+            }
+        }
+        remove(scratch)
+    }
+}
+
+const MANIFEST: &str = "[package]\nname = \"moai-std\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\
+                        [workspace]\n";
+
+fn packages(target: Target) -> String {
+    match target {
+        Target::Aarch64 => format!("{PACKAGES},{STANDARD_LIBRARY}"),
+        Target::Armv7 => PACKAGES.to_owned(),
+    }
+}
+
+/// The machine's own sources of the release, as lines of a sources.list.
+fn sources(target: Target) -> Result<Vec<String>> {
+    let format = "--format=$(CODENAME) deb $(REPO_URI) $(RELEASE) $(COMPONENT)";
+    let output = Command::new("apt-get")
+        .args(["indextargets", format, "Created-By: Packages", "Origin: Debian"])
+        .output()
+        .context("cannot ask apt-get for the machine's sources")?;
+    let sources = select(target, &String::from_utf8_lossy(&output.stdout));
+    if sources.is_empty() {
+        bail!("apt-get knows no source of Debian's {RELEASE}; run `apt-get update` first");
+    }
+    Ok(sources)
+}
+
+/// Of lines `CODENAME SOURCE` those that the target wants. The compiler's package comes with
+/// security updates, so its standard library must, too; those are not made for armhf any more.
+fn select(target: Target, lines: &str) -> Vec<String> {
+    let security = format!("{RELEASE}-security");
+    let wanted = |name: &str| name == RELEASE || (target == Target::Aarch64 && name == security);
+    let lines = lines.lines().filter_map(|line| line.split_once(' '));
+    lines.filter(|(name, _)| wanted(name)).map(|(_, source)| source.to_owned()).collect()
+}
+
+/// The compiler's version, commit included.
+fn compiler() -> Result<String> {
+    let output = Command::new(RUSTC).arg("-vV").output().context("cannot start Debian's rustc")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Removes a directory or link, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => Ok(()),
+    };
+    removed.with_context(|| format!("cannot replace {}", path.display()))
+}
+
+/// # Errors
+/// Not Debian 12: then compilers and libraries do not fit one another.
+pub(super) fn check_distribution() -> Result<()> {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if release.lines().any(|line| line == format!("VERSION_CODENAME={RELEASE}")) {
+        return Ok(());
+    }
+    bail!(
+        "this builds on Debian 12 ({RELEASE}) alone; elsewhere use cross, which needs Docker:\n  \
+         CROSS_CONFIG=cross.toml cross build --release --package moai-agent --target TRIPLE"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn armhf_takes_the_main_suite_and_arm64_security_updates_too() {
+        let lines = "bookworm deb http://mirror/debian/ bookworm main\n\
+                     bookworm-updates deb http://mirror/debian/ bookworm-updates main\n\
+                     bookworm-security deb http://mirror/security/ bookworm-security main\n";
+        let main = "deb http://mirror/debian/ bookworm main".to_owned();
+        assert_eq!(select(Target::Armv7, lines), std::slice::from_ref(&main));
+        let security = "deb http://mirror/security/ bookworm-security main".to_owned();
+        assert_eq!(select(Target::Aarch64, lines), [main, security]);
+        assert!(select(Target::Aarch64, "trixie deb http://mirror/debian/ trixie main").is_empty());
+    }
+}
