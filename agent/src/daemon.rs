@@ -34,7 +34,7 @@ use crate::control::ControlSocket;
 use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
 use crate::echoes::Echoes;
-use crate::engines::Engines;
+use crate::engines::{self, Engines};
 use crate::failure::LastFailure;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
@@ -69,7 +69,7 @@ const _: () = assert!(MAX_PAYLOAD_LEN < MAX_ONBOARD_PACKET_LEN);
 pub async fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signal(&stop)?;
-    for gap in hardening::gaps() {
+    for gap in hardening::gaps().into_iter().chain(engines::gap()) {
         tracing::warn!("{gap}");
     }
     let control = ControlSocket::listen(&config.control_socket).await?;
