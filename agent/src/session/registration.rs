@@ -1,7 +1,9 @@
 //! How far a session's evaluation keys are with the server.
 //!
 //! Invariants:
-//! - a `have` counts only if it answers our newest `open` (same nonce);
+//! - a `have` counts only if it answers our newest `open` (same nonce), or an earlier one after which
+//!   nothing has changed: a server with more to do than it can answers late, and would for ever be
+//!   asked anew if late answers counted for nothing;
 //! - the keys' bytes are in memory only between their generation and their registration;
 //! - while a session is not registered, `open` is repeated: nothing that gets lost stays lost.
 
@@ -17,6 +19,8 @@ use crate::status::UploadStatus;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// Earlier questions whose answers still count.
+const MAX_EARLIER: usize = 16;
 
 enum Stage {
     Generating,
@@ -28,6 +32,8 @@ enum Stage {
 pub(super) struct Registration {
     stage: Stage,
     nonce: u64,
+    /// Earlier questions since link, worker and keys are what they are.
+    earlier: Vec<u64>,
     asked: Option<Instant>,
     pause: Duration,
     meter: Meter,
@@ -52,6 +58,7 @@ impl Registration {
         Self {
             stage: Stage::Generating,
             nonce: 0,
+            earlier: Vec::new(),
             asked: None,
             pause: FIRST_PAUSE,
             meter: Meter::default(),
@@ -88,6 +95,7 @@ impl Registration {
     }
 
     fn ask_at_once(&mut self) {
+        self.earlier.clear();
         self.asked = None;
         self.pause = FIRST_PAUSE;
     }
@@ -125,6 +133,10 @@ impl Registration {
         }
         if self.asked.is_some() {
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            if self.earlier.len() == MAX_EARLIER {
+                self.earlier.remove(0);
+            }
+            self.earlier.push(self.nonce);
         }
         self.asked = Some(now);
         self.nonce = nonce;
@@ -158,10 +170,12 @@ impl Registration {
     /// Takes what a worker says it holds.
     pub(super) fn have(&mut self, have: &Have) -> Next {
         let Stage::Offering { upload, worker } = &mut self.stage else { return Next::Ignore };
-        if have.nonce != self.nonce {
+        if have.nonce == self.nonce {
+            self.pause = FIRST_PAUSE;
+        } else if !self.earlier.contains(&have.nonce) || (worker.is_some() && !have.registered) {
+            // Chunks that were sent since are not in it.
             return Next::Ignore;
         }
-        self.pause = FIRST_PAUSE;
         if have.registered {
             self.stage = Stage::Registered { worker: have.worker.clone() };
             return Next::Registered;
@@ -170,7 +184,8 @@ impl Registration {
             self.stage = Stage::Generating;
             return Next::GenerateKeys;
         };
-        if !sender.on_have(have) {
+        // Nothing was sent since an earlier question, so it is as good as the newest.
+        if !sender.on_have(&Have { nonce: self.nonce, ..have.clone() }) {
             return Next::Ignore;
         }
         *worker = Some(have.worker.clone());
@@ -246,15 +261,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_to_an_older_question_counts_for_nothing() {
+    async fn a_late_answer_counts_as_long_as_nothing_has_changed_since_its_question() {
         let now = Instant::now();
         let (mut registration, _) = offered();
         assert!(registration.ask(now, 11));
         assert!(!registration.ask(now, 12));
         assert!(registration.ask(now + FIRST_PAUSE, 13));
-        assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Ignore);
-        assert!(registration.registered_worker().is_none());
+        assert_eq!(registration.have(&have("w", 12, 0b111, true)), Next::Ignore, "never asked");
         assert!(registration.is_unanswered());
+        assert_eq!(registration.have(&have("w", 11, 0b001, false)), Next::SendChunks);
+        assert_eq!(send_all(&mut registration), [1, 2]);
+        // What it says of chunks was true before these were sent.
+        assert_eq!(registration.have(&have("w", 11, 0b001, false)), Next::Ignore);
+        assert_eq!(registration.have(&have("w", 11, 0b111, true)), Next::Registered);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_from_before_a_change_counts_for_nothing() {
+        let now = Instant::now();
+        let (mut registration, _) = offered();
+        assert!(registration.ask(now, 11));
+        assert!(registration.ask(now + FIRST_PAUSE, 12));
+        registration.renew();
+        assert!(registration.ask(now + FIRST_PAUSE, 13));
+        for nonce in [11, 12] {
+            assert_eq!(registration.have(&have("w", nonce, 0b111, true)), Next::Ignore);
+        }
+        assert!(registration.registered_worker().is_none());
     }
 
     #[tokio::test(start_paused = true)]
