@@ -293,12 +293,13 @@ fn make(parts: &WarmParts) -> Result<WarmRecord, MakeError> {
         })
         .build()?;
     let engines = Arc::clone(&parts.engines);
-    let fhe_seed = seed.fhe_seed("tfhe");
+    let fhe_seed = seed.fhe_seed(context.scheme_name());
+    let context_id = ContextId(Digest(context.digest()));
     let keys = pool.install(move || engines.setup(&context, &fhe_seed)?.evaluation_keys())?;
     std::fs::create_dir_all(&parts.directory)?;
     write(&file(&parts.directory, &id), &keys)?;
     let facts = WarmFacts {
-        context: ContextId(Digest(context.digest())),
+        context: context_id,
         key_len: keys.len() as u64,
         key_digest: Digest::of(&keys),
     };

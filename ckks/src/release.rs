@@ -191,12 +191,28 @@ impl Budget {
         Self { results, bits: count(parameters.degree()) }
     }
 
+    /// This many results and no limit on their bits: for results that nobody outside learns, so that
+    /// whoever computes them sees at most that one was refused.
+    #[must_use]
+    pub fn of_results(results: u32) -> Self {
+        Self { results, bits: f64::INFINITY }
+    }
+
+    /// Counts one result that is released in several parts.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is none left.
+    pub fn charge_result(&mut self) -> Result<(), Refused> {
+        self.charge(0.0)
+    }
+
     /// Results that may still be released, if each takes this many bits.
     #[must_use]
     pub fn remaining(&self, bits: f64) -> u32 {
         // Rounding towards zero, up to the largest number: what the cast does.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-        let by_bits = (self.bits / bits).clamp(0.0, f64::from(u32::MAX)) as u32;
+        let by_bits =
+            (self.bits / bits.max(f64::MIN_POSITIVE)).clamp(0.0, f64::from(u32::MAX)) as u32;
         self.results.min(by_bits)
     }
 

@@ -2,48 +2,31 @@
 //!
 //! Invariants:
 //! - A card is valid from birth: it is checked when it is built and when it is deserialised.
-//! - The failure probability of every decision in evaluating and decrypting the model is at most
-//!   2^-128 under the card's context.
 //! - Sizes of ciphertexts in both directions follow from the card alone.
+
+mod ckks;
+mod tfhe;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::context::{Context, ContextDigest, MAX_LOG2_FAILURE, TFHE};
+pub use self::ckks::{CkksCard, CkksFeature, CkksKind, Method};
+#[cfg(feature = "server")]
+pub(crate) use self::tfhe::MESSAGES;
+pub(crate) use self::tfhe::{Fields, SCORE_BITS};
+pub use self::tfhe::{MAX_BOOTSTRAPS, MAX_THRESHOLD_FEATURES, ModelKind, TfheCard};
+use crate::context::{Context, ContextDigest};
 use crate::error::ModelError;
-use crate::noise;
-use crate::window::{Feature, MAX_CHANNELS, MAX_SAMPLES, Window};
-use crate::wire;
+use crate::window::{MAX_CHANNELS, MAX_SAMPLES, Window};
 
 /// Version of the model and card formats.
 pub const FORMAT: u32 = 1;
-/// Most features: the coefficients of one input ciphertext.
+/// Most features.
 pub const MAX_FEATURES: usize = 2048;
 /// Most labels.
 pub const MAX_LABELS: usize = 64;
-/// Most bootstraps one evaluation may cost.
-pub const MAX_BOOTSTRAPS: usize = 1024;
-/// Most features of a threshold model: their sum must fit a message.
-pub const MAX_THRESHOLD_FEATURES: usize = 15;
 /// Most characters of a label or a channel name.
 const MAX_NAME_LEN: usize = 64;
-/// Widths of a score in bits. Fewer would weaken the recognition of results under another key.
-pub(crate) const SCORE_BITS: std::ops::RangeInclusive<u8> = 5..=7;
-/// Values a message of the context can take.
-pub(crate) const MESSAGES: u8 = 16;
-
-/// What a model computes on its levels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ModelKind {
-    /// Every level adds its table's entry to each score; the label is the largest score, where
-    /// the first label's score is fixed at 0 and ties go to the lower index.
-    Lookup,
-    /// Every feature says by its table whether it is beyond its limit; the only score is 1 when
-    /// any is, and picks the second label.
-    Threshold,
-}
 
 /// Shape of the window a model reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,39 +40,39 @@ pub struct WindowShape {
 
 /// The public part of a model, as a server's catalogue announces it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Fields", into = "Fields")]
-pub struct ModelCard {
-    fields: Fields,
+#[serde(try_from = "AnyFields", into = "AnyFields")]
+pub enum ModelCard {
+    /// Evaluated with TFHE.
+    Tfhe(TfheCard),
+    /// Evaluated with CKKS.
+    Ckks(CkksCard),
 }
 
-/// The card as it stands in JSON and CBOR.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Fields {
-    pub(crate) format: u32,
-    pub(crate) id: String,
-    pub(crate) kind: ModelKind,
-    pub(crate) context: ContextDigest,
-    pub(crate) levels: u8,
-    pub(crate) window: WindowShape,
-    pub(crate) features: Vec<Feature>,
-    pub(crate) labels: Vec<String>,
-    pub(crate) score_bits: u8,
+/// Either card as it stands in JSON and CBOR. Only one of them has a scheme.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum AnyFields {
+    Ckks(ckks::Fields),
+    Tfhe(Fields),
 }
 
-impl TryFrom<Fields> for ModelCard {
+impl TryFrom<AnyFields> for ModelCard {
     type Error = ModelError;
 
-    fn try_from(fields: Fields) -> Result<Self, ModelError> {
-        let card = Self { fields };
-        card.validate()?;
-        Ok(card)
+    fn try_from(fields: AnyFields) -> Result<Self, ModelError> {
+        match fields {
+            AnyFields::Tfhe(fields) => TfheCard::try_from(fields).map(Self::Tfhe),
+            AnyFields::Ckks(fields) => CkksCard::try_from(fields).map(Self::Ckks),
+        }
     }
 }
 
-impl From<ModelCard> for Fields {
+impl From<ModelCard> for AnyFields {
     fn from(card: ModelCard) -> Self {
-        card.fields
+        match card {
+            ModelCard::Tfhe(card) => Self::Tfhe(card.into()),
+            ModelCard::Ckks(card) => Self::Ckks(card.into()),
+        }
     }
 }
 
@@ -97,96 +80,119 @@ impl ModelCard {
     /// The model's id, `[A-Za-z0-9_-]{1,64}`.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.fields.id
-    }
-
-    /// What the model computes.
-    #[must_use]
-    pub fn kind(&self) -> ModelKind {
-        self.fields.kind
+        match self {
+            Self::Tfhe(card) => card.id(),
+            Self::Ckks(card) => card.id(),
+        }
     }
 
     /// Digest of the context the model runs under.
     #[must_use]
     pub fn context(&self) -> ContextDigest {
-        self.fields.context
+        match self {
+            Self::Tfhe(card) => card.context(),
+            Self::Ckks(card) => card.context(),
+        }
+    }
+
+    /// The context itself, with which [`setup`](crate::setup) makes the engine.
+    #[must_use]
+    pub fn to_context(&self) -> Context {
+        match self {
+            Self::Tfhe(_) => Context::tfhe(),
+            Self::Ckks(card) => card.to_context(),
+        }
     }
 
     /// Shape of the window the model reads.
     #[must_use]
     pub fn window(&self) -> &WindowShape {
-        &self.fields.window
+        match self {
+            Self::Tfhe(card) => card.window(),
+            Self::Ckks(card) => card.window(),
+        }
     }
 
-    /// Number of levels a feature is quantised to: 2, 4, 8 or 16.
+    /// Number of features a window has for the model.
     #[must_use]
-    pub fn level_count(&self) -> u8 {
-        self.fields.levels
+    pub fn feature_count(&self) -> usize {
+        match self {
+            Self::Tfhe(card) => card.features().len(),
+            Self::Ckks(card) => card.features().len(),
+        }
     }
 
-    /// The quantised inputs, in the order of their coefficients.
+    /// Bootstraps one evaluation costs; none under CKKS.
     #[must_use]
-    pub fn features(&self) -> &[Feature] {
-        &self.fields.features
+    pub fn bootstraps(&self) -> usize {
+        match self {
+            Self::Tfhe(card) => card.bootstraps(),
+            Self::Ckks(_) => 0,
+        }
     }
 
     /// The answers.
     #[must_use]
     pub fn labels(&self) -> &[String] {
-        &self.fields.labels
+        match self {
+            Self::Tfhe(card) => card.labels(),
+            Self::Ckks(card) => card.labels(),
+        }
     }
 
     /// Number of scores in a result: one fewer than labels.
     #[must_use]
     pub fn score_count(&self) -> usize {
-        self.fields.labels.len().saturating_sub(1)
+        self.labels().len().saturating_sub(1)
     }
 
-    /// Width of a score in bits; scores are signed integers of this width.
+    /// What a score of 1 stands for: 1 under TFHE, the precision of the model under CKKS.
     #[must_use]
-    pub fn score_bits(&self) -> u8 {
-        self.fields.score_bits
-    }
-
-    /// Bootstraps one evaluation costs.
-    #[must_use]
-    pub fn bootstraps(&self) -> usize {
-        match self.fields.kind {
-            ModelKind::Lookup => self.features().len() * self.group_count(),
-            ModelKind::Threshold => self.features().len() + 1,
+    pub fn score_step(&self) -> f64 {
+        match self {
+            Self::Tfhe(_) => 1.0,
+            Self::Ckks(card) => card.precision(),
         }
     }
 
-    /// Length in bytes of an encrypted input. All inputs of a model are equally long.
+    /// Most bytes of an encrypted input. Inputs of a model are all equally long.
     #[must_use]
     pub fn max_ciphertext_len(&self) -> usize {
-        wire::input_len(self.features().len())
+        match self {
+            Self::Tfhe(card) => card.max_ciphertext_len(),
+            Self::Ckks(card) => card.max_ciphertext_len(),
+        }
     }
 
-    /// Length in bytes of an encrypted result. All results of a model are equally long.
+    /// Most bytes of an encrypted result. Under TFHE all results of a model are equally long.
     #[must_use]
     pub fn max_result_len(&self) -> usize {
-        wire::result_len(self)
+        match self {
+            Self::Tfhe(card) => card.max_result_len(),
+            Self::Ckks(card) => card.max_result_len(),
+        }
     }
 
-    /// Computes and quantises the features of a window.
+    /// Computes what of a window the model takes: quantised features, or scaled ones.
     ///
     /// # Errors
     /// [`ModelError::WindowMismatch`] when the window has another shape than the card's.
-    pub fn levels(&self, window: &Window) -> Result<Levels, ModelError> {
-        let shape = &self.fields.window;
+    pub fn inputs(&self, window: &Window) -> Result<Inputs, ModelError> {
+        let shape = self.window();
         if (window.samples(), window.channels()) != (shape.samples, shape.channels.len()) {
             return Err(ModelError::WindowMismatch {
                 samples: shape.samples,
                 channels: shape.channels.len(),
             });
         }
-        // Collected into an exactly sized vector, which never moves and is wiped.
-        let levels = self.features().iter().map(|feature| feature.level(window)).collect();
-        Ok(Levels(Zeroizing::new(levels)))
+        Ok(match self {
+            Self::Tfhe(card) => Inputs::Levels(card.levels(window)),
+            Self::Ckks(card) => Inputs::Values(card.values(window)),
+        })
     }
 
-    /// The label the scores stand for.
+    /// The label the scores stand for: that of the largest, where the first label's score is 0 and
+    /// the earlier of equal ones wins.
     #[must_use]
     pub fn label(&self, scores: &Scores) -> &str {
         let mut best = (0, 0);
@@ -195,143 +201,67 @@ impl ModelCard {
                 best = (index + 1, *score);
             }
         }
-        self.fields.labels.get(best.0).map_or("", String::as_str)
-    }
-
-    /// Checks everything a card promises. A card that exists has passed it.
-    ///
-    /// # Errors
-    /// [`ModelError::Invalid`] naming the field, [`ModelError::Noise`] when the model would fail
-    /// more often than allowed.
-    pub fn validate(&self) -> Result<(), ModelError> {
-        let fields = &self.fields;
-        require(fields.format == FORMAT, "format", "must be 1")?;
-        require(is_id(&fields.id), "id", "must match [A-Za-z0-9_-]{1,64}")?;
-        require(
-            fields.context == ContextDigest::from(&Context::tfhe()),
-            "context",
-            "is not one this release knows; update the older side",
-        )?;
-        require(matches!(fields.levels, 2 | 4 | 8 | 16), "levels", "must be 2, 4, 8 or 16")?;
-        require(
-            (1..=MAX_SAMPLES).contains(&fields.window.samples),
-            "window.samples",
-            "must be 1 to 65536",
-        )?;
-        let channels = &fields.window.channels;
-        require(
-            (1..=MAX_CHANNELS).contains(&channels.len()) && channels.iter().all(|c| is_name(c)),
-            "window.channels",
-            "must be 1 to 256 names of 1 to 64 printable characters",
-        )?;
-        self.validate_features()?;
-        require(
-            (2..=MAX_LABELS).contains(&fields.labels.len())
-                && fields.labels.iter().all(|label| is_name(label)),
-            "labels",
-            "must be 2 to 64 names of 1 to 64 printable characters",
-        )?;
-        require(SCORE_BITS.contains(&fields.score_bits), "score_bits", "must be 5 to 7")?;
-        if fields.kind == ModelKind::Threshold {
-            require(fields.labels.len() == 2, "labels", "of a threshold model must be two")?;
-            require(
-                fields.features.len() <= MAX_THRESHOLD_FEATURES,
-                "features",
-                "of a threshold model must be 15 at most",
-            )?;
-        }
-        require(
-            self.bootstraps() <= MAX_BOOTSTRAPS,
-            "features",
-            "cost more than 1024 bootstraps; use fewer features, labels or levels",
-        )?;
-        self.validate_noise()
-    }
-
-    fn validate_features(&self) -> Result<(), ModelError> {
-        let Fields { features, window, levels, .. } = &self.fields;
-        require((1..=MAX_FEATURES).contains(&features.len()), "features", "must be 1 to 2048")?;
-        for feature in features {
-            require(feature.channel < window.channels.len(), "features.channel", "must exist")?;
-            let edges = &feature.edges;
-            require(
-                edges.len() + 1 == usize::from(*levels)
-                    && edges.iter().all(|edge| edge.is_finite())
-                    && edges.is_sorted_by(|a, b| a < b),
-                "features.edges",
-                "must be finite, strictly increasing and one fewer than levels",
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Every decision: selecting a box by a fresh input, decoding a score; for a threshold also
-    /// selecting a box by the sum of all features.
-    fn validate_noise(&self) -> Result<(), ModelError> {
-        let features = u16::try_from(self.features().len()).unwrap_or(u16::MAX);
-        let input = noise::log2_selection_failure(&TFHE, noise::fresh_variance(&TFHE));
-        let (sum, summands) = match self.fields.kind {
-            ModelKind::Lookup => (f64::NEG_INFINITY, features),
-            ModelKind::Threshold => {
-                let variance = f64::from(features) * noise::bootstrap_variance(&TFHE);
-                (noise::log2_selection_failure(&TFHE, variance), 1)
-            }
-        };
-        let score = noise::log2_score_failure(&TFHE, summands, self.fields.score_bits);
-        let log2_failure = input.max(sum).max(score);
-        if log2_failure > MAX_LOG2_FAILURE {
-            return Err(ModelError::Noise { log2_failure });
-        }
-        Ok(())
-    }
-
-    /// Boxes of the table that one level occupies, which is how many scores one bootstrap serves.
-    pub(crate) fn stride(&self) -> u8 {
-        // Division by zero can't happen in a valid card and must not panic while validating.
-        MESSAGES.checked_div(self.fields.levels).unwrap_or(1).max(1)
-    }
-
-    /// Accumulators per feature, which is also the number of masks in a result.
-    pub(crate) fn group_count(&self) -> usize {
-        self.score_count().div_ceil(usize::from(self.stride()))
+        self.labels().get(best.0).map_or("", String::as_str)
     }
 }
 
-/// Quantised features: plaintext, wiped on drop.
-pub struct Levels(Zeroizing<Vec<u8>>);
+/// What a model takes of a window: plaintext, wiped on drop.
+pub enum Inputs {
+    /// One level for each feature of a TFHE model.
+    Levels(Zeroizing<Vec<u8>>),
+    /// One value for each feature of a CKKS model.
+    Values(Zeroizing<Vec<f64>>),
+}
 
-impl Levels {
+impl Inputs {
     /// Takes levels computed elsewhere.
     ///
     /// # Errors
-    /// [`ModelError::LevelsMismatch`] when their number or one of them doesn't fit the card.
-    pub fn new(card: &ModelCard, values: &[u8]) -> Result<Self, ModelError> {
-        let levels = Self(Zeroizing::new(values.to_vec()));
-        levels.check(card)?;
-        Ok(levels)
+    /// [`ModelError::LevelsMismatch`] when their number or one of them doesn't fit the card,
+    /// [`ModelError::Scheme`] when the card is not of TFHE.
+    pub fn from_levels(card: &ModelCard, levels: &[u8]) -> Result<Self, ModelError> {
+        let ModelCard::Tfhe(card) = card else { return Err(ModelError::Scheme) };
+        card.check_levels(levels)?;
+        Ok(Self::Levels(Zeroizing::new(levels.to_vec())))
     }
 
-    /// One level per feature.
+    /// Takes values computed elsewhere.
+    ///
+    /// # Errors
+    /// [`ModelError::ValuesMismatch`] when their number or one of them doesn't fit the card,
+    /// [`ModelError::Scheme`] when the card is not of CKKS.
+    pub fn from_values(card: &ModelCard, values: &[f64]) -> Result<Self, ModelError> {
+        let ModelCard::Ckks(card) = card else { return Err(ModelError::Scheme) };
+        card.check_values(values)?;
+        Ok(Self::Values(Zeroizing::new(values.to_vec())))
+    }
+
+    /// The levels; none of a CKKS model.
     #[must_use]
-    pub fn values(&self) -> &[u8] {
-        &self.0
+    pub fn levels(&self) -> &[u8] {
+        match self {
+            Self::Levels(levels) => levels,
+            Self::Values(_) => &[],
+        }
     }
 
-    /// Fails unless these could be levels of the card's model.
-    pub(crate) fn check(&self, card: &ModelCard) -> Result<(), ModelError> {
-        if self.0.len() != card.features().len()
-            || self.0.iter().any(|level| *level >= card.level_count())
-        {
-            return Err(ModelError::LevelsMismatch {
-                features: card.features().len(),
-                levels: card.level_count(),
-            });
+    /// How many features there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Levels(levels) => levels.len(),
+            Self::Values(values) => values.len(),
         }
-        Ok(())
+    }
+
+    /// Whether there is none; a card has at least one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
-/// The scores of one job: plaintext, wiped on drop.
+/// The scores of one job in steps of [`ModelCard::score_step`]: plaintext, wiped on drop.
 #[derive(PartialEq, Eq)]
 pub struct Scores(Zeroizing<Vec<i32>>);
 
@@ -355,6 +285,29 @@ pub(crate) fn require(
     reason: &'static str,
 ) -> Result<(), ModelError> {
     if holds { Ok(()) } else { Err(ModelError::Invalid { field, reason }) }
+}
+
+/// What every card must keep.
+fn require_common(
+    format: u32,
+    id: &str,
+    window: &WindowShape,
+    labels: &[String],
+) -> Result<(), ModelError> {
+    require(format == FORMAT, "format", "must be 1")?;
+    require(is_id(id), "id", "must match [A-Za-z0-9_-]{1,64}")?;
+    require((1..=MAX_SAMPLES).contains(&window.samples), "window.samples", "must be 1 to 65536")?;
+    let channels = &window.channels;
+    require(
+        (1..=MAX_CHANNELS).contains(&channels.len()) && channels.iter().all(|c| is_name(c)),
+        "window.channels",
+        "must be 1 to 256 names of 1 to 64 printable characters",
+    )?;
+    require(
+        (2..=MAX_LABELS).contains(&labels.len()) && labels.iter().all(|label| is_name(label)),
+        "labels",
+        "must be 2 to 64 names of 1 to 64 printable characters",
+    )
 }
 
 fn is_id(text: &str) -> bool {

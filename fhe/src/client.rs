@@ -8,14 +8,15 @@
 //! - What tfhe keeps on the heap while it generates keys is wiped by the program's zeroizing
 //!   allocator, not by this crate.
 
+mod ckks;
 mod stack;
 pub(crate) mod tfhe;
 
 use thiserror::Error;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::card::{Levels, ModelCard, Scores};
-use crate::context::Context;
+use crate::card::{Inputs, ModelCard, Scores};
+use crate::context::{Context, Scheme};
 use crate::error::{FormatError, ModelError};
 
 /// 32 secret bytes from which all keys of a session follow. Moving it leaves no copy behind.
@@ -47,13 +48,18 @@ impl KeySeed {
     /// The secret keys that follow from the seed, for whoever searches for leaks of them.
     #[must_use]
     pub fn expose_keys(&self, context: &Context) -> ExposedKeys {
-        tfhe::TfheEngine::new(context, self).expose()
+        match context.scheme() {
+            Scheme::Tfhe => tfhe::TfheEngine::new(context, self).expose(),
+            Scheme::Ckks(parameters) => ckks::CkksEngine::new(context, parameters, self)
+                .map_or_else(|_| ExposedKeys::default(), |engine| engine.expose()),
+        }
     }
 }
 
 /// Everything secret that an engine holds for a session, by name.
+#[derive(Default)]
 pub struct ExposedKeys {
-    /// Coefficients of secret keys, each 0 or 1, in the order of the key.
+    /// Coefficients of secret keys, in the order of the key: each 0 or 1, or 255 for -1.
     pub coefficients: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
     /// Seeds of noise and of secret randomness.
     pub seeds: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
@@ -105,26 +111,30 @@ impl EngineError {
 
 /// The client half of one FHE scheme, with the keys of one session.
 pub trait Engine: Send + Sync {
-    /// The evaluation keys in their wire format: 22.6 MB, deterministic in context and seed.
-    /// Takes about 1.5 seconds of CPU on the current rayon pool; call it off the async threads.
+    /// The evaluation keys in their wire format, deterministic in context and seed. TFHE's are
+    /// 22.6 MB and take about 1.5 seconds of CPU on the current rayon pool, those of CKKS 0.5 to
+    /// 50 MB and as many hundredths of a second; call it off the async threads.
     ///
     /// # Errors
-    /// [`EngineError`] when an engine cannot make them; the TFHE engine always can.
+    /// [`EngineError`] when an engine cannot make them; for contexts of valid cards it always can.
     fn evaluation_keys(&self) -> Result<Vec<u8>, EngineError>;
 
-    /// Encrypts the levels of one window: microseconds.
+    /// Encrypts what a model takes of one window: microseconds with TFHE, up to a few milliseconds
+    /// with CKKS.
     ///
     /// # Errors
-    /// [`EngineError::ContextMismatch`], [`EngineError::Model`] when the levels are another
+    /// [`EngineError::ContextMismatch`], [`EngineError::Model`] when the inputs are another
     /// model's, [`EngineError::Entropy`].
     fn encrypt(
         &self,
         card: &ModelCard,
-        levels: &Levels,
+        inputs: &Inputs,
         entropy: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError>;
 
-    /// Decrypts a result: microseconds.
+    /// Decrypts a result: microseconds with TFHE, up to a few milliseconds with CKKS. CKKS scores
+    /// are flooded with noise and rounded, and every way in which a result can be wrong looks the
+    /// same.
     ///
     /// # Errors
     /// [`EngineError::ContextMismatch`], [`EngineError::Malformed`] when the bytes are no result
@@ -135,7 +145,12 @@ pub trait Engine: Send + Sync {
 /// Makes the engine of a context with the keys of a seed: milliseconds, deterministic.
 ///
 /// # Errors
-/// None for the contexts of this release; engines to come may refuse a context.
+/// [`EngineError::ContextMismatch`] when no primes of the sizes of a CKKS context exist.
 pub fn setup(context: &Context, seed: &KeySeed) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(stack::scrubbed(|| Box::new(tfhe::TfheEngine::new(context, seed))))
+    stack::scrubbed(|| {
+        Ok(match context.scheme() {
+            Scheme::Tfhe => Box::new(tfhe::TfheEngine::new(context, seed)) as Box<dyn Engine>,
+            Scheme::Ckks(parameters) => Box::new(ckks::CkksEngine::new(context, parameters, seed)?),
+        })
+    })
 }

@@ -7,24 +7,26 @@
 //! - Everything a wire format depends on (dimensions, noise, decompositions, how many bits of a
 //!   coefficient are sent) is part of the canonical bytes.
 
+mod ckks;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub use self::ckks::CkksParameters;
 use crate::noise;
 
 /// First bytes of every canonical context.
 const MAGIC: &[u8; 8] = b"moai-fhe";
 /// Version of the canonical encoding.
 const VERSION: u8 = 1;
-/// The scheme's number in the canonical encoding.
+/// The schemes' numbers in the canonical encoding.
 const SCHEME_TFHE: u8 = 1;
+const SCHEME_CKKS: u8 = 2;
 /// Number of 16-bit fields after the scheme number.
 const FIELDS: usize = 14;
-/// Length of a canonical context in bytes.
-const CANONICAL_LEN: usize = MAGIC.len() + 2 + 2 * FIELDS;
 
 /// Failure probability of one operation, as a base-2 logarithm, that no context or model may
 /// exceed.
@@ -171,15 +173,35 @@ pub enum ContextError {
         /// Base-2 logarithm of the failure probability.
         log2_failure: f64,
     },
+    /// Less than 128 bits of security, of a CKKS context.
+    #[error(
+        "the context is weak: primes of {modulus_bits} bits together where 128-bit security at \
+         degree {degree} allows {most}; use smaller primes or a larger degree"
+    )]
+    WeakModulus {
+        /// Coefficients of a polynomial.
+        degree: u32,
+        /// Bits of all primes together.
+        modulus_bits: u32,
+        /// The most there may be.
+        most: u32,
+    },
     /// Sound as far as is known, but not what this release computes with.
     #[error("the context is not one this release knows; update the older side")]
     Unsupported,
 }
 
 /// A scheme with its parameters. Public; named by its digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Context {
-    parameters: Parameters,
+    scheme: Scheme,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Scheme {
+    /// With the parameters of this release, [`TFHE`].
+    Tfhe,
+    Ckks(CkksParameters),
 }
 
 impl Context {
@@ -187,7 +209,25 @@ impl Context {
     /// below 2^-128.
     #[must_use]
     pub fn tfhe() -> Self {
-        Self { parameters: TFHE }
+        Self { scheme: Scheme::Tfhe }
+    }
+
+    /// A CKKS context.
+    ///
+    /// # Errors
+    /// [`ContextError`] when the parameters are out of the protocol's limits or weak.
+    pub fn ckks(parameters: CkksParameters) -> Result<Self, ContextError> {
+        parameters.check()?;
+        Ok(Self { scheme: Scheme::Ckks(parameters) })
+    }
+
+    /// The scheme's name, `tfhe` or `ckks`: what a session's seed for its engine is derived for.
+    #[must_use]
+    pub fn scheme_name(&self) -> &'static str {
+        match self.scheme {
+            Scheme::Tfhe => "tfhe",
+            Scheme::Ckks(_) => "ckks",
+        }
     }
 
     /// SHA-256 of the canonical bytes.
@@ -196,15 +236,22 @@ impl Context {
         Sha256::digest(self.canonical_bytes()).into()
     }
 
-    /// The one encoding of this context: magic, version, scheme, then the parameters as
-    /// big-endian 16-bit integers in the order of the protocol description.
+    /// The one encoding of this context: magic, version, scheme, then the parameters in the order
+    /// of the protocol description, big-endian.
     #[must_use]
     pub fn canonical_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(CANONICAL_LEN);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&[VERSION, SCHEME_TFHE]);
-        for field in self.parameters.to_fields() {
-            bytes.extend_from_slice(&field.to_be_bytes());
+        let mut bytes = MAGIC.to_vec();
+        match &self.scheme {
+            Scheme::Tfhe => {
+                bytes.extend([VERSION, SCHEME_TFHE]);
+                for field in TFHE.to_fields() {
+                    bytes.extend_from_slice(&field.to_be_bytes());
+                }
+            }
+            Scheme::Ckks(parameters) => {
+                bytes.extend([VERSION, SCHEME_CKKS]);
+                parameters.write(&mut bytes);
+            }
         }
         bytes
     }
@@ -219,21 +266,30 @@ impl Context {
         let [version, scheme, rest @ ..] = rest else {
             return Err(ContextError::Malformed("truncated"));
         };
-        if (*version, *scheme) != (VERSION, SCHEME_TFHE) {
-            return Err(ContextError::Unsupported);
+        match (*version, *scheme) {
+            (VERSION, SCHEME_TFHE) => {
+                let (words, []) = rest.as_chunks::<2>() else {
+                    return Err(ContextError::Malformed("wrong length"));
+                };
+                let words: &[[u8; 2]; FIELDS] =
+                    words.try_into().map_err(|_| ContextError::Malformed("wrong length"))?;
+                check(&Parameters::from_fields(words.map(u16::from_be_bytes)))?;
+                Ok(Self::tfhe())
+            }
+            (VERSION, SCHEME_CKKS) => CkksParameters::read(rest)
+                .map(|parameters| Self { scheme: Scheme::Ckks(parameters) }),
+            _ => Err(ContextError::Unsupported),
         }
-        let (words, []) = rest.as_chunks::<2>() else {
-            return Err(ContextError::Malformed("wrong length"));
-        };
-        let words: &[[u8; 2]; FIELDS] =
-            words.try_into().map_err(|_| ContextError::Malformed("wrong length"))?;
-        let parameters = Parameters::from_fields(words.map(u16::from_be_bytes));
-        check(&parameters)?;
-        Ok(Self { parameters })
     }
 
-    pub(crate) fn parameters(&self) -> &Parameters {
-        &self.parameters
+    /// The context of parameters that were checked.
+    pub(crate) fn of_checked(parameters: CkksParameters) -> Self {
+        Self { scheme: Scheme::Ckks(parameters) }
+    }
+
+    #[cfg_attr(not(feature = "client"), expect(dead_code, reason = "only engines ask"))]
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.scheme
     }
 }
 

@@ -43,6 +43,17 @@ pub enum ModelError {
         /// Channels the model reads.
         channels: usize,
     },
+    /// The values are those of another model.
+    #[error("the model takes {features} values of magnitude {limit} at most")]
+    ValuesMismatch {
+        /// Features of the model.
+        features: usize,
+        /// Largest magnitude.
+        limit: f64,
+    },
+    /// The model is evaluated with another scheme.
+    #[error("the model is evaluated with another scheme")]
+    Scheme,
     /// The levels are those of another model.
     #[error("the model takes {features} levels below {levels}")]
     LevelsMismatch {

@@ -1,12 +1,12 @@
 //! FHE engines behind one interface, and models that run on ciphertext. No I/O.
 //!
-//! A robot (feature `client`) turns a [`Window`] into [`Levels`] as a [`ModelCard`] says, encrypts
-//! them and decrypts the [`Scores`]; a server (feature `server`) evaluates the [`Model`] on the
-//! ciphertext. Types that hold secrets exist only under `client`.
+//! A robot (feature `client`) turns a [`Window`] into [`Inputs`] as a [`ModelCard`] says, encrypts
+//! them with the engine of the card's scheme and decrypts the [`Scores`]. A server (feature `server`)
+//! evaluates a TFHE [`Model`] on the ciphertext; models of CKKS are evaluated with TenSEAL. Types that hold secrets exist only under `client`.
 //!
 //! Invariants:
-//! - 128-bit security and failure probability ≤ 2^-128 of every decision, or no context, no card,
-//!   no model.
+//! - 128-bit security and, under TFHE, failure probability ≤ 2^-128 of every decision, or no
+//!   context, no card, no model.
 //! - Bytes from outside never panic: they decode or they are refused with a typed error.
 //! - Keys and evaluation keys are deterministic in (context, seed); nothing else needs storing.
 
@@ -27,12 +27,12 @@ mod client;
 mod server;
 
 pub use card::{
-    FORMAT, Levels, MAX_BOOTSTRAPS, MAX_FEATURES, MAX_LABELS, MAX_THRESHOLD_FEATURES, ModelCard,
-    ModelKind, Scores, WindowShape,
+    CkksCard, CkksFeature, CkksKind, FORMAT, Inputs, MAX_BOOTSTRAPS, MAX_FEATURES, MAX_LABELS,
+    MAX_THRESHOLD_FEATURES, Method, ModelCard, ModelKind, Scores, TfheCard, WindowShape,
 };
 #[cfg(feature = "client")]
 pub use client::{Engine, EngineError, Entropy, EntropyError, ExposedKeys, KeySeed, setup};
-pub use context::{Context, ContextDigest, ContextError, MAX_LOG2_FAILURE};
+pub use context::{CkksParameters, Context, ContextDigest, ContextError, MAX_LOG2_FAILURE};
 pub use error::{FormatError, ModelError};
 pub use model::{MAX_MODEL_LEN, Model};
 #[cfg(feature = "server")]

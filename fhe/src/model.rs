@@ -11,7 +11,8 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::card::{
-    FORMAT, Fields, Levels, ModelCard, ModelKind, SCORE_BITS, Scores, WindowShape, require,
+    FORMAT, Fields, Inputs, ModelCard, ModelKind, SCORE_BITS, Scores, TfheCard, WindowShape,
+    require,
 };
 use crate::context::{Context, ContextDigest};
 use crate::error::ModelError;
@@ -40,7 +41,9 @@ struct ModelFile {
 /// What a server computes: the card, a table per feature and score, and a bias per score.
 #[derive(Clone, Debug)]
 pub struct Model {
-    card: ModelCard,
+    /// As [`Model::card`] gives it out.
+    public: ModelCard,
+    card: TfheCard,
     /// `tables[feature][score][level]`.
     tables: Vec<Vec<Vec<i32>>>,
     bias: Vec<i32>,
@@ -60,7 +63,7 @@ impl Model {
             serde_json::from_slice(json).map_err(|error| ModelError::Syntax(error.to_string()))?;
         require(file.format == FORMAT, "format", "must be 1")?;
         let score_bits = score_bits(&file)?;
-        let card = ModelCard::try_from(Fields {
+        let card = TfheCard::try_from(Fields {
             format: FORMAT,
             id: file.id,
             kind: file.kind,
@@ -71,8 +74,13 @@ impl Model {
             labels: file.labels,
             score_bits,
         })?;
-        let model =
-            Self { card, tables: file.tables, bias: file.bias, provenance: file.provenance };
+        let model = Self {
+            public: ModelCard::Tfhe(card.clone()),
+            card,
+            tables: file.tables,
+            bias: file.bias,
+            provenance: file.provenance,
+        };
         model.check_tables()?;
         Ok(model)
     }
@@ -80,6 +88,11 @@ impl Model {
     /// The public part.
     #[must_use]
     pub fn card(&self) -> &ModelCard {
+        &self.public
+    }
+
+    /// What only the scheme asks for.
+    pub(crate) fn tfhe_card(&self) -> &TfheCard {
         &self.card
     }
 
@@ -92,13 +105,15 @@ impl Model {
     /// The same computation on plaintext: the reference every encrypted result must equal.
     ///
     /// # Errors
-    /// [`ModelError::LevelsMismatch`] when the levels are another model's.
-    pub fn evaluate_clear(&self, levels: &Levels) -> Result<Scores, ModelError> {
-        levels.check(&self.card)?;
+    /// [`ModelError::LevelsMismatch`] when the levels are another model's, [`ModelError::Scheme`]
+    /// when there are none.
+    pub fn evaluate_clear(&self, inputs: &Inputs) -> Result<Scores, ModelError> {
+        let Inputs::Levels(levels) = inputs else { return Err(ModelError::Scheme) };
+        self.card.check_levels(levels)?;
         let score = |score: usize, bias: i32| {
             self.tables
                 .iter()
-                .zip(levels.values())
+                .zip(levels.iter())
                 .fold(bias, |sum, (table, level)| sum + entry(table, score, *level))
         };
         let scores = match self.card.kind() {

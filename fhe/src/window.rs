@@ -121,7 +121,7 @@ pub enum Statistic {
 }
 
 impl Statistic {
-    fn of(self, window: &Window, channel: usize) -> f64 {
+    pub(crate) fn of(self, window: &Window, channel: usize) -> f64 {
         let count = window.channel(channel).fold(0.0, |count, _| count + 1.0);
         let mean = window.channel(channel).sum::<f64>() / count;
         match self {
@@ -148,7 +148,7 @@ pub enum Transform {
 }
 
 impl Transform {
-    fn apply(self, value: f64) -> f64 {
+    pub(crate) fn apply(self, value: f64) -> f64 {
         match self {
             Self::None => value,
             Self::SignedLog => value.abs().ln_1p().copysign(value),

@@ -24,7 +24,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_fhe::{EngineError, Levels, ModelCard};
+use moai_fhe::{EngineError, Inputs, ModelCard};
 use moai_transport::ids::{SessionId, TaskId};
 use moai_transport::link::Receipt;
 use tokio::sync::{mpsc, watch};
@@ -77,7 +77,7 @@ enum Turn {
 /// A window's features, ready to be encrypted.
 pub struct Input {
     /// The quantised features.
-    pub levels: Levels,
+    pub inputs: Inputs,
     /// Bytes of the samples in the clear.
     pub plain_len: u32,
     /// When the window's last sample arrived.

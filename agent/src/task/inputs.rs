@@ -50,10 +50,10 @@ impl Task {
             let Some(window) = work.window.push(row).map_err(|error| malformed(&error))? else {
                 continue;
             };
-            let levels = work.purpose.card.levels(&window).map_err(|error| malformed(&error))?;
+            let inputs = work.purpose.card.inputs(&window).map_err(|error| malformed(&error))?;
             let (features, reply) = (started.elapsed(), reply.cloned());
             let receipt = None;
-            self.pending.push_back(Input { levels, plain_len, arrived, features, reply, receipt });
+            self.pending.push_back(Input { inputs, plain_len, arrived, features, reply, receipt });
         }
         Ok(())
     }

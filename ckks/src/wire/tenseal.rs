@@ -36,21 +36,51 @@ impl Vector {
         bytes: &[u8],
         max_len: usize,
     ) -> Result<Self, FormatError> {
-        let most = max_len.div_ceil(parameters.slots()).min(MAX_CHUNKS);
+        let most = max_len.div_ceil(parameters.slots());
+        let vector = Self::parse(parameters, bytes, most)?;
+        let ciphertexts = vector.len.div_ceil(parameters.slots());
+        if vector.len > max_len || vector.ciphertexts.len() != ciphertexts {
+            return Err(FormatError::Shape);
+        }
+        Ok(vector)
+    }
+
+    /// Reads a result of exactly so many ciphertexts, of `len` numbers each.
+    ///
+    /// # Errors
+    /// [`FormatError`] when it is damaged, of another shape, or of other parameters.
+    pub fn decode_result(
+        parameters: &Parameters,
+        bytes: &[u8],
+        len: usize,
+        ciphertexts: usize,
+    ) -> Result<Self, FormatError> {
+        let vector = Self::parse(parameters, bytes, ciphertexts)?;
+        if vector.len != len || vector.ciphertexts.len() != ciphertexts {
+            return Err(FormatError::Shape);
+        }
+        Ok(vector)
+    }
+
+    /// Reads a vector of any length in at most so many ciphertexts.
+    fn parse(parameters: &Parameters, bytes: &[u8], most: usize) -> Result<Self, FormatError> {
+        let most = most.min(MAX_CHUNKS);
         let (degree, level) = (parameters.degree(), parameters.data_level());
         if bytes.len() > (most + 1) * 2 * max_payload_len(degree, level, MAX_SIZE) {
             return Err(FormatError::TooLarge);
         }
-        let (mut lengths, mut ciphertexts, mut scale) = (Vec::new(), Vec::new(), None);
+        let (mut len, mut ciphertexts, mut scale) = (None, Vec::new(), None);
         for field in Fields::new(bytes) {
             match field? {
                 (1, value) => {
                     let mut reader = Reader::new(value.bytes()?);
                     while reader.len() > 0 {
-                        if !lengths.is_empty() {
+                        let length = usize::try_from(varint(&mut reader)?);
+                        let length = length.map_err(|_| FormatError::TooLarge)?;
+                        // Another dimension, or a second list.
+                        if length == 0 || len.replace(length).is_some() {
                             return Err(FormatError::Shape);
                         }
-                        lengths.push(varint(&mut reader)?);
                     }
                 }
                 (2, value) if ciphertexts.len() < most => {
@@ -66,13 +96,12 @@ impl Vector {
                 _ => return Err(FormatError::ProtocolBuffer),
             }
         }
-        let [length] = lengths[..] else { return Err(FormatError::Shape) };
-        let len = usize::try_from(length).map_err(|_| FormatError::TooLarge)?;
-        if len == 0 || len > max_len || len.div_ceil(parameters.slots()) != ciphertexts.len() {
-            return Err(FormatError::Shape);
-        }
         let scale = scale.filter(|scale| scale.is_normal() && *scale > 0.0);
-        Ok(Self { len, ciphertexts, scale: scale.ok_or(FormatError::Scale)? })
+        Ok(Self {
+            len: len.ok_or(FormatError::Shape)?,
+            ciphertexts,
+            scale: scale.ok_or(FormatError::Scale)?,
+        })
     }
 
     /// The message as `TenSEAL` reads it.

@@ -25,10 +25,11 @@ use tfhe::core_crypto::prelude::{
 };
 use zeroize::Zeroizing;
 
-use crate::card::{Levels, ModelCard, Scores};
+use crate::card::{Inputs, ModelCard, Scores, TfheCard};
 use crate::client::stack::{scrubbed, scrubbed_pool};
 use crate::client::{Engine, EngineError, Entropy, ExposedKeys, KeySeed};
 use crate::context::{Context, ContextDigest, TFHE};
+use crate::error::ModelError;
 use crate::wire::evaluation_key::{self, BOOTSTRAP_BODIES, Bodies, KEYSWITCH_BODIES};
 use crate::wire::result::{Group, first_coefficient};
 use crate::wire::{self, POLYNOMIAL_SIZE, expand, expand_mask, round};
@@ -41,7 +42,7 @@ type SecretSeed = Zeroizing<[u8; 16]>;
 
 /// The TFHE engine with the secret keys of one session.
 pub(crate) struct TfheEngine {
-    context: Context,
+    context: ContextDigest,
     /// Coefficients (0 or 1) of the GLWE secret key.
     glwe: Zeroizing<Vec<u64>>,
     /// Coefficients (0 or 1) of the small LWE secret key.
@@ -65,7 +66,7 @@ impl TfheEngine {
                 seed,
             ))),
         );
-        let mut lwe = Zeroizing::new(vec![0; context.parameters().lwe_dimension.into()]);
+        let mut lwe = Zeroizing::new(vec![0; TFHE.lwe_dimension.into()]);
         generate_binary_lwe_secret_key(
             &mut LweSecretKey::from_container(&mut lwe[..]),
             &mut SecretRandomGenerator::<DefaultRandomGenerator>::new(tfhe_seed(&derive(
@@ -75,7 +76,7 @@ impl TfheEngine {
             ))),
         );
         Self {
-            context: *context,
+            context: ContextDigest::from(context),
             glwe,
             lwe,
             bootstrap: derive("bootstrap key", context, seed),
@@ -84,18 +85,17 @@ impl TfheEngine {
         }
     }
 
-    fn check_context(&self, card: &ModelCard) -> Result<(), EngineError> {
-        if card.context() == ContextDigest::from(&self.context) {
-            Ok(())
-        } else {
-            Err(EngineError::ContextMismatch)
+    fn card<'a>(&self, card: &'a ModelCard) -> Result<&'a TfheCard, EngineError> {
+        match card {
+            ModelCard::Tfhe(card) if card.context() == self.context => Ok(card),
+            _ => Err(EngineError::ContextMismatch),
         }
     }
 
     /// Seeds of mask (public) and noise (secret) of one encryption.
     fn encryption_seeds(
         &self,
-        levels: &Levels,
+        levels: &[u8],
         entropy: &mut dyn Entropy,
     ) -> Result<(SecretSeed, SecretSeed), EngineError> {
         let mut fresh = Zeroizing::new([0; 32]);
@@ -106,7 +106,7 @@ impl TfheEngine {
                     .chain_update(&self.hedge[..])
                     .chain_update(&fresh[..])
                     .chain_update(purpose)
-                    .chain_update(levels.values()),
+                    .chain_update(levels),
             )
         };
         Ok((seed(b"mask "), seed(b"noise")))
@@ -115,7 +115,7 @@ impl TfheEngine {
     /// Bootstrap and keyswitch key with full-width bodies, on the current rayon pool. Each GGSW
     /// ciphertext has its own stretch of both generators, so the result doesn't depend on the pool.
     fn generate(&self) -> Bodies {
-        let parameters = self.context.parameters();
+        let parameters = TFHE;
         let glwe = GlweSecretKey::from_container(&self.glwe[..], PolynomialSize(POLYNOMIAL_SIZE));
         let lwe = LweSecretKey::from_container(&self.lwe[..]);
 
@@ -196,16 +196,16 @@ impl TfheEngine {
 
     fn encrypt_checked(
         &self,
-        card: &ModelCard,
-        levels: &Levels,
+        card: &TfheCard,
+        levels: &[u8],
         entropy: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError> {
         let (mask_seed, noise_seed) = self.encryption_seeds(levels, entropy)?;
         let mask = expand_mask(*mask_seed);
         let mut noise = RandomGenerator::<DefaultRandomGenerator>::new(tfhe_seed(&noise_seed));
-        let distribution = TUniform::new(self.context.parameters().glwe_noise_bound.into());
-        let mut bodies = Vec::with_capacity(levels.values().len());
-        for (coefficient, level) in levels.values().iter().enumerate() {
+        let distribution = TUniform::new(TFHE.glwe_noise_bound.into());
+        let mut bodies = Vec::with_capacity(levels.len());
+        for (coefficient, level) in levels.iter().enumerate() {
             let message = expand(u64::from(level * card.stride()), MESSAGE_WIDTH);
             let noise: u64 = noise.random_from_distribution(distribution);
             let body = inner_product(&mask, &self.glwe, coefficient)
@@ -217,7 +217,7 @@ impl TfheEngine {
         Ok(wire::input::encode(*mask_seed, &bodies))
     }
 
-    fn decrypt_groups(&self, card: &ModelCard, groups: &[Group]) -> Result<Scores, EngineError> {
+    fn decrypt_groups(&self, card: &TfheCard, groups: &[Group]) -> Result<Scores, EngineError> {
         // Never outgrown, so that no copy is left behind.
         let mut scores = Zeroizing::new(Vec::with_capacity(card.score_count()));
         for group in groups {
@@ -258,22 +258,23 @@ impl TfheEngine {
 impl Engine for TfheEngine {
     fn evaluation_keys(&self) -> Result<Vec<u8>, EngineError> {
         let bodies = scrubbed_pool(|| self.generate());
-        Ok(evaluation_key::encode(&self.context.digest(), &bodies))
+        Ok(evaluation_key::encode(self.context.as_bytes(), &bodies))
     }
 
     fn encrypt(
         &self,
         card: &ModelCard,
-        levels: &Levels,
+        inputs: &Inputs,
         entropy: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError> {
-        self.check_context(card)?;
-        levels.check(card)?;
+        let card = self.card(card)?;
+        let Inputs::Levels(levels) = inputs else { return Err(ModelError::Scheme.into()) };
+        card.check_levels(levels)?;
         scrubbed(|| self.encrypt_checked(card, levels, entropy))
     }
 
     fn decrypt(&self, card: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
-        self.check_context(card)?;
+        let card = self.card(card)?;
         let groups = wire::result::decode(card, body)?;
         scrubbed(|| self.decrypt_groups(card, &groups))
     }

@@ -45,7 +45,7 @@ impl Model {
     /// # Errors
     /// [`EvaluationError::MalformedInput`] when the bytes are no input of this model.
     pub fn evaluate(&self, keys: &EvaluationKeys, body: &[u8]) -> Result<Vec<u8>, EvaluationError> {
-        let card = self.card();
+        let card = self.tfhe_card();
         let (mask_seed, bodies) = wire::input::decode(body, card.features().len())
             .map_err(EvaluationError::MalformedInput)?;
         let input = input_glwe(mask_seed, &bodies);
@@ -57,7 +57,7 @@ impl Model {
     }
 
     fn lookup(&self, keys: &EvaluationKeys, input: &Glwe) -> Vec<Group> {
-        let card = self.card();
+        let card = self.tfhe_card();
         let stride = usize::from(card.stride());
         let sums = self.sum_of_features(keys, input, card.group_count(), |feature, group| {
             let mut boxes = Boxes::default();
@@ -80,7 +80,7 @@ impl Model {
     }
 
     fn threshold(&self, keys: &EvaluationKeys, input: &Glwe) -> Group {
-        let card = self.card();
+        let card = self.tfhe_card();
         let stride = usize::from(card.stride());
         let sums = self.sum_of_features(keys, input, 1, |feature, _| {
             let mut boxes = Boxes::default();
@@ -107,7 +107,7 @@ impl Model {
         groups: usize,
         accumulator: impl Fn(usize, usize) -> Glwe + Sync,
     ) -> Vec<Glwe> {
-        (0..self.card().features().len())
+        (0..self.tfhe_card().features().len())
             .into_par_iter()
             .map(|feature| {
                 let selector = switch_key(keys, &extract(input, feature));

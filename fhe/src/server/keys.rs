@@ -10,7 +10,7 @@ use tfhe::core_crypto::prelude::{
     par_convert_standard_lwe_bootstrap_key_to_fourier,
 };
 
-use crate::context::Context;
+use crate::context::{Context, TFHE};
 use crate::server::EvaluationError;
 use crate::wire::evaluation_key::{self, Bodies};
 
@@ -32,7 +32,7 @@ impl EvaluationKeys {
     pub fn from_bytes(context: &Context, bytes: &[u8]) -> Result<Self, EvaluationError> {
         let Bodies { bootstrap_seed, keyswitch_seed, bootstrap, keyswitch } =
             evaluation_key::decode(&context.digest(), bytes)?;
-        let parameters = context.parameters();
+        let parameters = TFHE;
         let lwe_dimension = LweDimension(parameters.lwe_dimension.into());
         let keyswitch = SeededLweKeyswitchKey::from_container(
             keyswitch,

@@ -10,7 +10,7 @@
 //! disagree under the right key when it comes within four coefficients of a border, which has
 //! probability below 2^-110, and costs one refused job.
 
-use crate::card::ModelCard;
+use crate::card::TfheCard;
 use crate::wire::POLYNOMIAL_SIZE;
 
 /// Version 1 (high nibble) of a result (low nibble).
@@ -34,7 +34,7 @@ pub(crate) struct Group {
 }
 
 /// Length of an encrypted result of the card's model.
-pub(crate) fn result_len(card: &ModelCard) -> usize {
+pub(crate) fn result_len(card: &TfheCard) -> usize {
     HEADER_LEN + 2 * (card.group_count() * POLYNOMIAL_SIZE + card.score_count() * COPIES)
 }
 
@@ -44,14 +44,14 @@ pub(crate) fn first_coefficient(index: usize) -> usize {
 }
 
 /// Number of scores in each group of the card.
-pub(crate) fn group_sizes(card: &ModelCard) -> impl Iterator<Item = usize> {
+pub(crate) fn group_sizes(card: &TfheCard) -> impl Iterator<Item = usize> {
     let (scores, stride) = (card.score_count(), usize::from(card.stride()));
     (0..card.group_count()).map(move |group| stride.min(scores - group * stride))
 }
 
 /// Encodes the groups of the card's result.
 #[cfg(feature = "server")]
-pub(crate) fn encode(card: &ModelCard, groups: &[Group]) -> Vec<u8> {
+pub(crate) fn encode(card: &TfheCard, groups: &[Group]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(result_len(card));
     bytes.push(KIND);
     bytes.push(u8::try_from(card.score_count()).unwrap_or(u8::MAX));
@@ -65,7 +65,7 @@ pub(crate) fn encode(card: &ModelCard, groups: &[Group]) -> Vec<u8> {
 /// Decodes a result of the card's model.
 #[cfg(feature = "client")]
 pub(crate) fn decode(
-    card: &ModelCard,
+    card: &TfheCard,
     bytes: &[u8],
 ) -> Result<Vec<Group>, crate::error::FormatError> {
     use crate::error::FormatError;

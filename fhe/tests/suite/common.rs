@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use moai_fhe::{
-    Context, Engine, Entropy, EntropyError, EvaluationKeys, KeySeed, Levels, Model, Scores, setup,
+    Context, Engine, Entropy, EntropyError, EvaluationKeys, Inputs, KeySeed, Model, Scores, setup,
 };
 use serde_json::{Value, json};
 
@@ -69,12 +69,12 @@ pub(crate) fn parse(json: &Value) -> Result<Model, moai_fhe::ModelError> {
 }
 
 /// Levels of the model's features.
-pub(crate) fn levels(model: &Model, values: &[u8]) -> Levels {
-    Levels::new(model.card(), values).expect("the levels fit the model")
+pub(crate) fn levels(model: &Model, values: &[u8]) -> Inputs {
+    Inputs::from_levels(model.card(), values).expect("the levels fit the model")
 }
 
 /// What the robot sends, what the server answers, what the robot reads.
-pub(crate) fn round_trip(model: &Model, levels: &Levels, entropy: u64) -> Scores {
+pub(crate) fn round_trip(model: &Model, levels: &Inputs, entropy: u64) -> Scores {
     let engine = engine();
     let input =
         engine.encrypt(model.card(), levels, &mut Counter(entropy)).expect("the levels encrypt");

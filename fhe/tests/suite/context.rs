@@ -48,7 +48,7 @@ fn sound_but_unknown_parameters_are_unsupported() {
         assert_eq!(error, ContextError::Unsupported, "{index}");
     }
     let mut other_scheme = Context::tfhe().canonical_bytes();
-    other_scheme[9] = 2;
+    other_scheme[9] = 3;
     let error = Context::from_canonical_bytes(&other_scheme).unwrap_err();
     assert_eq!(error, ContextError::Unsupported);
 }

@@ -145,8 +145,8 @@ fn statistics_transforms_and_edges_are_as_documented() {
             json["features"][0]["transform"] = json!(transform);
             let model = parse(&json).unwrap();
             let window = Window::new(4, 1, [2.0_f32, 1.0, 6.0, 3.0]).unwrap();
-            let levels = model.card().levels(&window).unwrap();
-            assert_eq!(levels.values(), [2], "{transform} of {statistic}");
+            let levels = model.card().inputs(&window).unwrap();
+            assert_eq!(levels.levels(), [2], "{transform} of {statistic}");
         }
     }
 }
@@ -162,7 +162,7 @@ fn channels_are_read_row_by_row_and_keep_their_sign() {
     }
     let model = parse(&json).unwrap();
     let levels = |values: [f64; 4]| {
-        model.card().levels(&Window::new(2, 2, values).unwrap()).unwrap().values().to_vec()
+        model.card().inputs(&Window::new(2, 2, values).unwrap()).unwrap().levels().to_vec()
     };
     assert_eq!(levels([-6.0, 39.0, -4.0, 42.0]), [1, 1]);
     assert_eq!(levels([-7.0, 39.0, -5.0, 40.0]), [0, 0]);
@@ -182,7 +182,7 @@ fn windows_of_another_shape_or_with_odd_values_are_refused() {
     let model = parse(&valid()).unwrap();
     let window = Window::new(2, 1, [0.0, 0.0]).unwrap();
     assert!(matches!(
-        model.card().levels(&window),
+        model.card().inputs(&window),
         Err(ModelError::WindowMismatch { samples: 1, channels: 1 })
     ));
 }
@@ -201,8 +201,8 @@ proptest! {
             json["features"][0]["statistic"] = json!(statistic);
             let model = parse(&json).unwrap();
             let window = Window::new(4, 1, values).unwrap();
-            let levels = model.card().levels(&window).unwrap();
-            prop_assert!(levels.values()[0] < 4);
+            let levels = model.card().inputs(&window).unwrap();
+            prop_assert!(levels.levels()[0] < 4);
             prop_assert!(model.evaluate_clear(&levels).is_ok());
         }
     }

@@ -11,7 +11,7 @@ fn small() -> Model {
 }
 
 fn input(model: &Model) -> Vec<u8> {
-    let values = vec![1; model.card().features().len()];
+    let values = vec![1; model.card().feature_count()];
     engine()
         .encrypt(model.card(), &levels(model, &values), &mut Counter(0))
         .expect("the levels encrypt")

@@ -145,14 +145,14 @@ fn window(run: &mut Run, client: &ClientKey, public: &CompactPublicKey) -> Resul
     let card = model.card();
     let window = windows(card, &trials)?.swap_remove(0);
     let readings = trials.first().map_or(&[][..], |trial| trial.samples.as_flattened());
-    let levels = card.levels(&window)?;
+    let levels = card.inputs(&window)?;
     let [ours, single, packed, small] = compare(
         run.repeats(11, 2),
         [
-            &mut || Ok(engine.encrypt(card, &card.levels(&window)?, &mut OsEntropy)?.len()),
+            &mut || Ok(engine.encrypt(card, &card.inputs(&window)?, &mut OsEntropy)?.len()),
             &mut || self::single(readings, client),
             &mut || self::packed(readings, public),
-            &mut || single_levels(levels.values(), client),
+            &mut || single_levels(levels.levels(), client),
         ],
     )?;
     for (what, baseline) in [

@@ -11,7 +11,7 @@ use moai_agent::onboard::{Command, Request, Topics};
 use moai_agent::secrets::OsEntropy;
 use moai_agent::spool::{NewJob, Spool, SpoolLimits};
 use moai_agent::window::WindowBuffer;
-use moai_fhe::{Context, Engine, EvaluationKeys, Levels, ModelCard, Window};
+use moai_fhe::{Context, Engine, EvaluationKeys, Inputs, ModelCard, Window};
 use moai_transport::frame::FrameKind;
 use moai_transport::link::Message;
 
@@ -71,7 +71,7 @@ fn path(run: &mut Run) -> Result<Path> {
         .map(|trial| serde_json::to_vec(&serde_json::json!({ "samples": trial.samples })))
         .collect::<Result<_, _>>()?;
     let windows = windows(card, &trials)?;
-    let levels: Vec<Levels> = windows.iter().map(|w| card.levels(w)).collect::<Result<_, _>>()?;
+    let levels: Vec<Inputs> = windows.iter().map(|w| card.inputs(w)).collect::<Result<_, _>>()?;
     let body = engine.encrypt(card, &levels[0], &mut OsEntropy)?;
     // Each operation takes the next recording, over and over.
     let turns: [Cell<usize>; 6] = Default::default();
@@ -82,7 +82,7 @@ fn path(run: &mut Run) -> Result<Path> {
         anyhow::Ok(frame.encode_as_session(&signing_key)?)
     };
     let job = |window: &Window| {
-        encode(engine.encrypt(card, &card.levels(window)?, &mut OsEntropy)?).map(|f| f.len())
+        encode(engine.encrypt(card, &card.inputs(window)?, &mut OsEntropy)?).map(|f| f.len())
     };
     let [encrypt, whole, whole_in_one, parsing, features, framing] = compare(
         run.repeats(41, 5),
@@ -91,7 +91,7 @@ fn path(run: &mut Run) -> Result<Path> {
             &mut || job(&window(card, &messages[next(&turns[1])])?),
             &mut || job(&window(card, std::slice::from_ref(&in_one[next(&turns[2])]))?),
             &mut || window(card, &messages[next(&turns[3])]).map(|window| window.samples()),
-            &mut || Ok(card.levels(&windows[next(&turns[4])])?.values().len()),
+            &mut || Ok(card.inputs(&windows[next(&turns[4])])?.len()),
             &mut || encode(body.clone()).map(|frame| frame.len()),
         ],
     )?;
@@ -139,7 +139,7 @@ fn path(run: &mut Run) -> Result<Path> {
     Ok(Path { encrypt, whole })
 }
 
-fn encrypt(engine: &dyn Engine, card: &ModelCard, levels: &Levels) -> Result<usize> {
+fn encrypt(engine: &dyn Engine, card: &ModelCard, levels: &Inputs) -> Result<usize> {
     Ok(engine.encrypt(card, levels, &mut OsEntropy)?.len())
 }
 

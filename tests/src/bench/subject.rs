@@ -1,7 +1,7 @@
 //! What the benches measure: models, readings, keys.
 
-use anyhow::{Context as _, Result};
-use moai_fhe::{Context, ContextDigest, Engine, KeySeed, Levels, Model, ModelCard, setup};
+use anyhow::{Context as _, Result, bail};
+use moai_fhe::{Context, ContextDigest, Engine, Inputs, KeySeed, Model, ModelCard, setup};
 use moai_transport::frame::{Claims, Frame, FrameKind};
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
 use moai_transport::keys::SessionSigningKey;
@@ -44,9 +44,10 @@ pub fn card(features: usize) -> Result<ModelCard> {
 ///
 /// # Errors
 /// None, if the card is valid.
-pub fn levels(card: &ModelCard) -> Result<Levels> {
-    let values: Vec<u8> = (0..card.level_count()).cycle().take(card.features().len()).collect();
-    Ok(Levels::new(card, &values)?)
+pub fn levels(card: &ModelCard) -> Result<Inputs> {
+    let ModelCard::Tfhe(tfhe) = card else { bail!("the benches' models are of TFHE") };
+    let values: Vec<u8> = (0..tfhe.level_count()).cycle().take(card.feature_count()).collect();
+    Ok(Inputs::from_levels(card, &values)?)
 }
 
 /// An engine whose keys are of nobody.

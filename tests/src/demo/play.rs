@@ -206,7 +206,7 @@ async fn intercept(site: &Site, answer: &Answer) -> Result<Vec<u8>> {
 fn decide(model: &Model, grasp: &Grasp) -> Result<String> {
     let values = grasp.trial.samples.as_flattened().iter().copied();
     let window = Window::new(SAMPLES, CHANNELS, values)?;
-    let scores = model.evaluate_clear(&model.card().levels(&window)?)?;
+    let scores = model.evaluate_clear(&model.card().inputs(&window)?)?;
     Ok(model.card().label(&scores).to_owned())
 }
 

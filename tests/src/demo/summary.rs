@@ -62,7 +62,7 @@ impl Summary {
         Ok(Self {
             model: card.id().to_owned(),
             labels: card.labels().to_vec(),
-            features: card.features().len() as u64,
+            features: card.feature_count() as u64,
             bootstraps: card.bootstraps(),
             cross_validated: provenance.cloned().unwrap_or_else(|| "unknown".to_owned()),
             jobs: jobs.len(),

@@ -236,8 +236,8 @@ mod tests {
         let model = model.unwrap();
         let card = model.card();
         for digit in 0..8_u8 {
-            let levels = card.levels(&Window::new(1, 1, [f64::from(digit)]).unwrap()).unwrap();
-            let scores = model.evaluate_clear(&levels).unwrap();
+            let inputs = card.inputs(&Window::new(1, 1, [f64::from(digit)]).unwrap()).unwrap();
+            let scores = model.evaluate_clear(&inputs).unwrap();
             assert_eq!(card.label(&scores), digit.to_string());
         }
     }

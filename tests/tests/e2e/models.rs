@@ -20,8 +20,8 @@ fn every_model_scores_every_recording_as_its_training_did() -> Result<()> {
         let model = Model::from_json(&json)?;
         for (trial, expected) in trials.iter().zip(expected) {
             let values = trial.samples.as_flattened().iter().copied().map(f64::from);
-            let levels = model.card().levels(&Window::new(SAMPLES, CHANNELS, values)?)?;
-            let scores = model.evaluate_clear(&levels)?;
+            let inputs = model.card().inputs(&Window::new(SAMPLES, CHANNELS, values)?)?;
+            let scores = model.evaluate_clear(&inputs)?;
             let (name, expected) = (&expected["trial"], &expected[id]);
             let trained: Vec<i32> = serde_json::from_value(expected["scores"].clone())?;
             assert_eq!(trained, scores.values(), "{id} on {name}");

@@ -156,7 +156,7 @@ impl PlaintextModel {
     pub(crate) fn label(&self, trial: &Trial) -> Result<String> {
         let card = self.0.card();
         let values = trial.samples.as_flattened().iter().copied();
-        let levels = card.levels(&Window::new(SAMPLES, CHANNELS, values.map(f64::from))?)?;
-        Ok(card.label(&self.0.evaluate_clear(&levels)?).to_owned())
+        let inputs = card.inputs(&Window::new(SAMPLES, CHANNELS, values.map(f64::from))?)?;
+        Ok(card.label(&self.0.evaluate_clear(&inputs)?).to_owned())
     }
 }

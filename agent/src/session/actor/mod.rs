@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_fhe::{Context, Engine};
+use moai_fhe::Engine;
 use moai_transport::ids::{ContextId, JobNumber, ModelId};
 use moai_transport::keys::SessionSigningKey;
 use moai_transport::message::Manifest;
@@ -113,7 +113,9 @@ impl Actor {
         reports: Reports,
     ) -> Result<Self, StartError> {
         let card = &record.facts.card;
-        let engine = services.engines.setup(&Context::tfhe(), &record.seed.fhe_seed("tfhe"))?;
+        let context = card.to_context();
+        let fhe_seed = record.seed.fhe_seed(context.scheme_name());
+        let engine = services.engines.setup(&context, &fhe_seed)?;
         let model = card.id().parse().map_err(StartError::ModelId)?;
         let registration = match record.facts.manifest {
             None => Registration::generating(),

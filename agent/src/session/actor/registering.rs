@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use moai_fhe::Context;
 use moai_transport::chunk;
 use moai_transport::message::Have;
 use tokio::time::Instant;
@@ -14,7 +13,8 @@ use crate::session::registration::Next;
 impl Actor {
     /// Makes the evaluation keys and their manifest; of keys that were made ahead, the manifest.
     pub(super) fn generate_keys(&mut self) {
-        let seed = self.record.seed.fhe_seed("tfhe");
+        let fhe_context = self.record.facts.card.to_context();
+        let seed = self.record.seed.fhe_seed(fhe_context.scheme_name());
         let (context, remaining) = (self.context, self.remaining());
         let session_key = self.signing_key.public();
         let engines = Arc::clone(&self.services.engines);
@@ -24,7 +24,7 @@ impl Actor {
                 let bytes = match warm {
                     Some(bytes) => bytes,
                     None => engines
-                        .setup(&Context::tfhe(), &seed)
+                        .setup(&fhe_context, &seed)
                         .and_then(|engine| engine.evaluation_keys())
                         .map_err(|error| error.to_string())?,
                 };

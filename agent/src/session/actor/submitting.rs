@@ -72,7 +72,7 @@ impl Actor {
     fn encrypt(&mut self, input: Input) -> Option<Encrypted> {
         let engine = self.engine.as_ref()?;
         let started = Instant::now();
-        let encrypted = engine.encrypt(&self.record.facts.card, &input.levels, &mut OsEntropy);
+        let encrypted = engine.encrypt(&self.record.facts.card, &input.inputs, &mut OsEntropy);
         let body = match encrypted {
             Ok(body) => body,
             Err(error) => {

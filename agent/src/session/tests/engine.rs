@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use moai_fhe::{Context, Engine, EngineError, Entropy, KeySeed, Levels, Model, ModelCard, Scores};
+use moai_fhe::{Context, Engine, EngineError, Entropy, Inputs, KeySeed, Model, ModelCard, Scores};
 use moai_transport::ids::Digest;
 use zeroize::Zeroizing;
 
@@ -104,10 +104,10 @@ impl Engine for TinyEngine {
     fn encrypt(
         &self,
         _: &ModelCard,
-        levels: &Levels,
+        inputs: &Inputs,
         _: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError> {
-        Ok([&self.tag(), levels.values()].concat())
+        Ok([&self.tag(), inputs.levels()].concat())
     }
 
     fn decrypt(&self, _: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
