@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
 use moai_agent::engines::Engines;
 use moai_fhe::{
-    Context, ContextDigest, Engine, EngineError, Entropy, FormatError, KeySeed, Levels, ModelCard,
+    Context, ContextDigest, Engine, EngineError, Entropy, FormatError, Inputs, KeySeed, ModelCard,
     Scores,
 };
 use moai_server::engine::{self, PreparedKeys};
@@ -95,10 +95,10 @@ impl Engine for TinyEngine {
     fn encrypt(
         &self,
         _: &ModelCard,
-        levels: &Levels,
+        inputs: &Inputs,
         _: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError> {
-        Ok([&self.0, levels.values()].concat())
+        Ok([&self.0, inputs.levels()].concat())
     }
 
     fn decrypt(&self, _: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
@@ -219,7 +219,7 @@ mod tests {
         let keys = TinyServer::default().prepare(&robot.evaluation_keys().unwrap()).unwrap();
         let values = (from..from + SAMPLES).flat_map(sample).map(f64::from);
         let window = Window::new(15, CHANNELS, values).unwrap();
-        let input = robot.encrypt(&CARD, &CARD.levels(&window).unwrap(), &mut NoEntropy).unwrap();
+        let input = robot.encrypt(&CARD, &CARD.inputs(&window).unwrap(), &mut NoEntropy).unwrap();
         let output = keys.evaluate(&MODEL.parse().unwrap(), &input).unwrap();
         let scores = robot.decrypt(&CARD, &output).unwrap();
         json!({"label": CARD.label(&scores), "scores": scores.values()})

@@ -5,7 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use moai_agent::engines::Engines;
-use moai_fhe::{Context, Engine, EngineError, Entropy, KeySeed, Levels, Model, ModelCard, Scores};
+use moai_fhe::{Context, Engine, EngineError, Entropy, Inputs, KeySeed, Model, ModelCard, Scores};
 use moai_server::engine::{EngineError as Refusal, PreparedKeys};
 use moai_transport::ids::{ContextId, Digest, ModelId};
 use zeroize::Zeroizing;
@@ -74,10 +74,10 @@ impl Engine for TinyEngine {
     fn encrypt(
         &self,
         _: &ModelCard,
-        levels: &Levels,
+        inputs: &Inputs,
         _: &mut dyn Entropy,
     ) -> Result<Vec<u8>, EngineError> {
-        Ok([&self.tag, levels.values()].concat())
+        Ok([&self.tag, inputs.levels()].concat())
     }
 
     fn decrypt(&self, _: &ModelCard, body: &[u8]) -> Result<Scores, EngineError> {
@@ -155,8 +155,8 @@ mod tests {
     fn encrypt(engine: &dyn Engine, number: u16) -> Vec<u8> {
         let card = CARD.as_ref().unwrap();
         let digits: Vec<f64> = serde_json::from_str(&window(number)).unwrap();
-        let levels = card.levels(&Window::new(1, 3, digits).unwrap()).unwrap();
-        engine.encrypt(card, &levels, &mut OsEntropy).unwrap()
+        let inputs = card.inputs(&Window::new(1, 3, digits).unwrap()).unwrap();
+        engine.encrypt(card, &inputs, &mut OsEntropy).unwrap()
     }
 
     #[test]
