@@ -70,7 +70,10 @@ async fn what_expires_while_the_broker_is_away_is_said_to_be_expired() -> Result
         ensure!(error["code"] == "expired" && error["job"].is_u64(), "{error}");
     }
     stage.broker.start_again().await?;
-    stage.active_session().await?;
+    // The first was opened while the broker was away, and may have little time left.
+    for _ in 0..2 {
+        stage.active_session().await?;
+    }
     stage.submit(&trials()?[3]).await?;
     stage.robot.onboard.result(ARM).await?;
     assert_eq!(stage.close_arm().await?.len(), 1);
