@@ -11,7 +11,7 @@ const NOW: u64 = 1_799_999_940;
 
 fuzz_target!(|bytes: &[u8]| match Received::decode(bytes) {
     Err(_) => {}
-    Ok(Received::Chunk(frame)) => assert_eq!(frame.encode().as_deref(), Ok(bytes)),
+    Ok(Received::Chunk(frame)) => assert_eq!(frame.frame().encode().as_deref(), Ok(bytes)),
     Ok(Received::Signed(signed)) => {
         let session = SessionSigningKey::from_seed(&[0xa1; 32]).public();
         let servers = ServerSigningKey::from_seed(&[0xa2; 32]).public().into();
