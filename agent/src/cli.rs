@@ -10,6 +10,7 @@ mod audit;
 mod custody;
 pub(crate) mod exit;
 mod identity;
+mod remote;
 mod sessions;
 
 use std::io::Write;
@@ -23,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::arguments::{Audit, Cli, Command, ConfigCommand, Escrow, Policy, Rotate};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, LogConfig, LogFormat};
+use crate::config::{Config, KeyFile, LogConfig, LogFormat};
 use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
 use crate::engines::{Engines, FheEngines};
@@ -96,6 +97,7 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
         Command::Emergency { yes, stay_closed } => {
             sessions::emergency(&*config()?, *yes, *stay_closed)
         }
+        Command::Remote(arguments) => runtime()?.block_on(remote::run(arguments)),
         Command::Policy(Policy::Show) => custody::show_policy(&*config()?),
         Command::Policy(Policy::Sign { key, measurements, out }) => {
             custody::sign_policy(key, measurements, out.as_deref())
@@ -160,6 +162,7 @@ fn rotate_root(config: &Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
 
 fn check(path: &Path, config: &Config) -> anyhow::Result<()> {
     config.uplink.server_key.read()?;
+    config.uplink.operator_key.as_ref().map(KeyFile::read).transpose()?;
     match crate::identity::certificate::check(config) {
         Ok(_) | Err(IdentityError::NoKey { .. }) => {}
         Err(error @ IdentityError::NoCertificate { .. }) => println!("{error}"),

@@ -11,13 +11,14 @@ mod custody;
 mod reference;
 mod tasks;
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moai_settings::{Problem, Section, SettingsError};
 use moai_tpm::{PcrSelection, Tcti};
 use moai_transport::ids::Identity;
-use moai_transport::keys::{MAX_KEY_FILE_LEN, ServerKeys};
+use moai_transport::keys::{MAX_KEY_FILE_LEN, Operator, Server, TrustedKeys};
 use moai_transport::message::MAX_JOBS;
 
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
@@ -101,7 +102,9 @@ pub struct UplinkConfig {
     /// PEM file with the authorities that servers trust for robots; `ca` if not set.
     pub robots_ca: PathBuf,
     /// PEM file with the public keys of the servers to believe.
-    pub server_key: ServerKeyFile,
+    pub server_key: KeyFile<Server>,
+    /// PEM file with the public keys of who may give commands over the uplink; none may if not set.
+    pub operator_key: Option<KeyFile<Operator>>,
     /// PEM file with the robot's certificate chain.
     pub certificate: PathBuf,
     /// Where the certificate's private key is.
@@ -113,34 +116,38 @@ pub struct UplinkConfig {
     pub keep_alive: Duration,
 }
 
-/// The file with the keys of the servers to believe, and where the configuration says so.
+/// A file with public keys of a role, and where the configuration says so.
 #[derive(Debug, Clone)]
-pub struct ServerKeyFile {
+pub struct KeyFile<R> {
     /// The file.
     pub path: PathBuf,
     config: PathBuf,
     line: usize,
+    key: &'static str,
+    remedy: &'static str,
+    role: PhantomData<R>,
 }
 
-impl ServerKeyFile {
+impl<R> KeyFile<R> {
     /// The keys.
     ///
     /// # Errors
     /// The file cannot be read or holds something else; the error has the line of the configuration.
-    pub fn read(&self) -> Result<ServerKeys, SettingsError> {
+    pub fn read(&self) -> Result<TrustedKeys<R>, SettingsError> {
         let problem = |why: &dyn std::fmt::Display| SettingsError::Invalid {
             path: self.config.clone(),
             problems: vec![Problem {
                 line: self.line,
                 message: format!(
-                    "`uplink.server_key` is not usable: {}: {why}; place there what `moai-server key \
-                     public` prints",
-                    self.path.display()
+                    "`uplink.{}` is not usable: {}: {why}; place there what {} prints",
+                    self.key,
+                    self.path.display(),
+                    self.remedy
                 ),
             }],
         };
         let pem = read_capped(&self.path, MAX_KEY_FILE_LEN).map_err(|error| problem(&error))?;
-        ServerKeys::from_pem(&pem).map_err(|error| problem(&error))
+        TrustedKeys::from_pem(&pem).map_err(|error| problem(&error))
     }
 }
 
@@ -293,6 +300,8 @@ fn uplink(config: &Path, uplink: &mut Section<'_>, development: bool) -> Option<
     let robots_ca = uplink.maybe("robots_ca");
     let line = uplink.line("server_key");
     let server_key = uplink.optional("server_key", PathBuf::from("/etc/moai-agent/server-key.pem"));
+    let operator_line = uplink.line("operator_key");
+    let operator_key = uplink.maybe("operator_key");
     let certificate =
         uplink.optional("certificate", PathBuf::from("/var/lib/moai-agent/robot.pem"));
     let key = uplink.optional("key", "tpm".to_owned());
@@ -311,12 +320,29 @@ fn uplink(config: &Path, uplink: &mut Section<'_>, development: bool) -> Option<
     };
     let renew_command = uplink.list("renew_command");
     let keep_alive = uplink.integer("keep_alive_seconds", 5..=1200, Some(30));
+    let server_key = KeyFile {
+        path: server_key?,
+        config: config.to_owned(),
+        line,
+        key: "server_key",
+        remedy: "`moai-server key public`",
+        role: PhantomData,
+    };
+    let operator_key = operator_key?.map(|path| KeyFile {
+        path,
+        config: config.to_owned(),
+        line: operator_line,
+        key: "operator_key",
+        remedy: "`openssl pkey -pubout -in` with the operator's key",
+        role: PhantomData,
+    });
     Some(UplinkConfig {
         host: host?,
         port: port?,
         robots_ca: robots_ca?.or_else(|| ca.clone())?,
         ca: ca?,
-        server_key: ServerKeyFile { path: server_key?, config: config.to_owned(), line },
+        server_key,
+        operator_key,
         certificate: certificate?,
         key: key?,
         renew_command: renew_command?,

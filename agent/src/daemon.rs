@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use moai_settings::SettingsError;
 use moai_transport::ids::TaskId;
 use moai_transport::link::{self, Endpoint, Link, LinkConfig, LinkEvent, Outgoing, Qos};
 use moai_transport::message::RobotState;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{Audit, AuditEvent};
 use crate::cli::{Hooks, exit};
 use crate::clock::{BootId, Clock};
-use crate::config::{Config, DeclaredTask, OnboardConfig};
+use crate::config::{Config, DeclaredTask, KeyFile, OnboardConfig};
 use crate::control::ControlSocket;
 use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
@@ -41,6 +42,7 @@ use crate::health::{self, Health, Vitals};
 use crate::identity::{self, CertificateStore, attestation};
 use crate::journals::{self, Journals};
 use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
+use crate::remote::Remote;
 use crate::rotator::Rotator;
 use crate::services::{Policy, Services};
 use crate::session::registry::SessionRegistry;
@@ -48,7 +50,7 @@ use crate::spool::Spool;
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
-use crate::uplink::{LinkState, Uplink};
+use crate::uplink::{Believed, LinkState, Started, Uplink};
 use crate::vault::{Vault, VaultError};
 use crate::warm::{WarmParts, WarmPool};
 use crate::watchdog::Watchdog;
@@ -99,11 +101,11 @@ fn keep_failure(config: &Config, error: &anyhow::Error) {
 async fn work(
     config: &Arc<Config>,
     progress: &Progress,
-    desk: &AgentDesk,
+    desk: &Arc<AgentDesk>,
     hooks: &Hooks,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let servers = config.uplink.server_key.read()?;
+    let believed = believed(config)?;
     let Some(opened) = startup::open_custody(config, progress, &stop).await? else { return Ok(()) };
 
     let links = CancellationToken::new();
@@ -119,10 +121,10 @@ async fn work(
     let mut watchdog = Watchdog::new(sd_notify::watchdog_enabled(), hooks.pulse);
     let uplink_ends = open_uplink(config, credentials.clone(), &links)?;
     let uplink_link = uplink_ends.0.clone();
-    let (uplink, router) = Uplink::start(
+    let Started { uplink, commands, router } = Uplink::start(
         config.identity.clone(),
         credentials,
-        servers,
+        believed,
         clock.clone(),
         audit.clone(),
         uplink_ends,
@@ -134,6 +136,7 @@ async fn work(
         side;
 
     let registry = SessionRegistry::default();
+    let remote = Remote::new(desk, &uplink, &clock, &audit, custody.state());
     let engines = (hooks.engines)();
     let warm = begin_warm(config, &vault, custody.custodian(), &engines, &clock, &registry, &stop)?;
     let services = Arc::new(Services {
@@ -178,6 +181,7 @@ async fn work(
         conditions: services.conditions.watch(),
     };
     desk.open(Running { services, vitals: vitals.clone(), custodian, rotations, tasks: directory });
+    tokio::spawn(remote.run(commands, stop.clone()));
     let directory = config.state_directory.clone();
     let health = health::watch(vitals, onboard.clone(), directory, watchdog, stop.clone(), notify);
     let health = tokio::spawn(health);
@@ -198,6 +202,11 @@ async fn work(
         audit,
     };
     parts.stop(config).await
+}
+
+fn believed(config: &Config) -> Result<Believed, SettingsError> {
+    let operators = config.uplink.operator_key.as_ref().map(KeyFile::read).transpose()?;
+    Ok(Believed { servers: config.uplink.server_key.read()?, operators })
 }
 
 /// Lets the watchdog ask the spool's thread.

@@ -132,8 +132,22 @@ impl Desk for AgentDesk {
     }
 
     async fn emergency(&self, stay_closed: bool) -> Result<EmergencyReport, Refused> {
+        self.declare_emergency(stay_closed, "control").await
+    }
+}
+
+impl AgentDesk {
+    /// Wipes all sessions' keys and begins the next epoch, on the word of `by`.
+    ///
+    /// # Errors
+    /// The agent does not run yet, or the next epoch did not begin.
+    pub async fn declare_emergency(
+        &self,
+        stay_closed: bool,
+        by: &'static str,
+    ) -> Result<EmergencyReport, Refused> {
         let running = self.running()?;
-        let declared = emergency::declare(&running.services, &running.rotations).await;
+        let declared = emergency::declare(&running.services, &running.rotations, by).await;
         if stay_closed {
             running.tasks.order_all(Order::Close);
         }
@@ -141,9 +155,7 @@ impl Desk for AgentDesk {
         drop(hold);
         Ok(report)
     }
-}
 
-impl AgentDesk {
     fn order(&self, task: TaskId, order: Order) -> Result<Ordered, Refused> {
         let running = self.running()?;
         running

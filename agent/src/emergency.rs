@@ -31,13 +31,15 @@ pub struct EmergencyReport {
     pub rotated: Rotated,
 }
 
-/// Revokes every session and begins the next epoch. Sessions are held until the guard goes.
+/// Revokes every session and begins the next epoch, on the word of `by`. Sessions are held until the
+/// guard goes.
 ///
 /// # Errors
 /// The next epoch did not begin; the sessions are revoked all the same.
 pub async fn declare(
     services: &Services,
     rotations: &Rotations,
+    by: &'static str,
 ) -> Result<(EmergencyReport, Hold), Refused> {
     tracing::warn!("emergency: every session is revoked");
     let hold = Hold::begin(services);
@@ -49,7 +51,7 @@ pub async fn declare(
     };
     let gone = tokio::time::timeout(PATIENCE, gone).await;
     let sessions: Vec<String> = revoked.iter().map(ToString::to_string).collect();
-    let event = AuditEvent::Emergency { sessions: sessions.len(), by: "control" };
+    let event = AuditEvent::Emergency { sessions: sessions.len(), by };
     services.audit.record(event);
     let rotated = rotations.rotate().await.map_err(|refused| Refused {
         message: format!(

@@ -23,6 +23,7 @@ pub mod health;
 pub mod identity;
 pub mod journals;
 pub mod onboard;
+pub mod remote;
 pub mod rotator;
 pub mod secrets;
 pub mod services;

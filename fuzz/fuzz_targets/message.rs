@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use moai_transport::message::{Challenge, ErrorBody, Have, Manifest, RobotState, WorkerState};
+use moai_transport::message::{
+    Challenge, Command, ErrorBody, Have, Manifest, Report, RobotState, WorkerState,
+};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(manifest) = Manifest::decode(bytes, u64::MAX) {
@@ -19,6 +21,12 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(error) = ErrorBody::decode(bytes) {
         assert_eq!(ErrorBody::decode(&error.encode().expect("it was decoded")), Ok(error));
+    }
+    if let Ok(command) = Command::decode(bytes) {
+        assert_eq!(Command::decode(&command.encode().expect("it was decoded")), Ok(command));
+    }
+    if let Ok(report) = Report::decode(bytes) {
+        assert_eq!(Report::decode(&report.encode().expect("it was decoded")), Ok(report));
     }
     if let Ok(state) = WorkerState::decode(bytes) {
         assert_eq!(WorkerState::decode(&state.encode().expect("it was decoded")), Ok(state));

@@ -45,7 +45,8 @@ impl From<SignatureError> for Refused {
             SignatureError::Certificate(_) => ErrorCode::UntrustedCertificate,
             SignatureError::BadSignature
             | SignatureError::NotTheSession
-            | SignatureError::NotTheServer => ErrorCode::BadSignature,
+            | SignatureError::NotTheServer
+            | SignatureError::NotTheOperator => ErrorCode::BadSignature,
             SignatureError::OtherRobot { .. } => ErrorCode::IdentityMismatch,
             SignatureError::OtherSignatory(_) => ErrorCode::MalformedFrame,
             SignatureError::Stale(_) => ErrorCode::ExpiredFrame,

@@ -16,6 +16,8 @@ use crate::process::{Launch, Process, STEP, program};
 
 /// The common name of [`Acl::default`]'s compute server.
 pub const SERVER: &str = "server";
+/// The common name that may give robots commands.
+pub const FLEET: &str = "fleet";
 /// The common name that may read and write every topic: for tests that watch or forge traffic.
 pub const OPERATOR: &str = "operator";
 
@@ -59,6 +61,12 @@ impl Acl {
                  topic readwrite moai/v1/models/#\n"
             );
         }
+        let _ = write!(
+            text,
+            "\nuser {FLEET}\n\
+             topic write moai/v1/down/+/command\n\
+             topic read moai/v1/up/+/report\n"
+        );
         let _ = write!(text, "\nuser {OPERATOR}\ntopic readwrite #\n");
         text
     }

@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! - a private half has no `Debug`, `Clone` or `Serialize`, lives in one heap allocation and is
-//!   wiped on drop; only [`ServerSigningKey::to_pem`] gives one out, for its file;
-//! - a session's key and a server's are different types: neither signs or verifies the other's
+//!   wiped on drop; only [`FileSigningKey::to_pem`] gives one out, for its file;
+//! - keys of sessions, servers and operators are different types: none signs or verifies another's
 //!   frames;
 //! - a public key is a point of large order, so that no signature is good for many messages.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{
@@ -21,8 +22,8 @@ use zeroize::Zeroizing;
 
 /// Length of a signature in bytes.
 pub(crate) const SIGNATURE_LEN: usize = 64;
-/// Most keys of servers a robot trusts at a time: the one in use, the next, and some to spare.
-pub const MAX_SERVER_KEYS: usize = 4;
+/// Most keys of a role that are trusted at a time: the one in use, the next, and some to spare.
+pub const MAX_TRUSTED_KEYS: usize = 4;
 /// Longest file of a key, in bytes.
 pub const MAX_KEY_FILE_LEN: usize = 16 * 1024;
 
@@ -35,13 +36,13 @@ pub enum KeyError {
     /// No PKCS #8 document with an Ed25519 key.
     #[error(
         "not an Ed25519 private key in PEM (PKCS #8, \"BEGIN PRIVATE KEY\"); `moai-server key \
-         generate` makes one"
+         generate` and `openssl genpkey -algorithm ed25519` make one"
     )]
     NotAPrivateKey,
     /// No block, or too many.
     #[error(
-        "1 to {MAX_SERVER_KEYS} Ed25519 public keys in PEM (\"BEGIN PUBLIC KEY\") are expected, not \
-         {0}; `moai-server key public` prints a server's"
+        "1 to {MAX_TRUSTED_KEYS} Ed25519 public keys in PEM (\"BEGIN PUBLIC KEY\") are expected, not \
+         {0}; `moai-server key public` and `openssl pkey -pubout` print one"
     )]
     Count(usize),
     /// A block that is no key.
@@ -134,14 +135,35 @@ impl SessionSigningKey {
     }
 }
 
-/// What signs the frames of the servers of one group: all its workers have the same.
-pub struct ServerSigningKey(Box<SigningKey>);
+/// The servers of one group: all its workers have the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {}
 
-impl ServerSigningKey {
+/// Who runs a fleet and gives its robots commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {}
+
+/// What signs the frames of a server.
+pub type ServerSigningKey = FileSigningKey<Server>;
+/// The public half of a server's signing key.
+pub type ServerPublicKey = FilePublicKey<Server>;
+/// The servers a robot believes.
+pub type ServerKeys = TrustedKeys<Server>;
+/// What signs the commands of a fleet's operator.
+pub type OperatorSigningKey = FileSigningKey<Operator>;
+/// The public half of an operator's signing key.
+pub type OperatorPublicKey = FilePublicKey<Operator>;
+/// The operators a robot obeys.
+pub type OperatorKeys = TrustedKeys<Operator>;
+
+/// A signing key that lives in a file, for one role.
+pub struct FileSigningKey<R>(Box<SigningKey>, PhantomData<R>);
+
+impl<R> FileSigningKey<R> {
     /// The key of this seed (RFC 8032 section 5.1.5). The caller wipes the seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(Box::new(SigningKey::from_bytes(seed)))
+        Self(Box::new(SigningKey::from_bytes(seed)), PhantomData)
     }
 
     /// The key in a PEM file (PKCS #8, RFC 8410).
@@ -150,7 +172,7 @@ impl ServerSigningKey {
     /// The file holds none.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         let key = SigningKey::from_pkcs8_pem(pem).map_err(|_| KeyError::NotAPrivateKey)?;
-        Ok(Self(Box::new(key)))
+        Ok(Self(Box::new(key), PhantomData))
     }
 
     /// The file's text. It is secret.
@@ -168,8 +190,8 @@ impl ServerSigningKey {
 
     /// Its public half.
     #[must_use]
-    pub fn public(&self) -> ServerPublicKey {
-        ServerPublicKey(self.0.verifying_key())
+    pub fn public(&self) -> FilePublicKey<R> {
+        FilePublicKey(self.0.verifying_key(), PhantomData)
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_LEN] {
@@ -177,11 +199,11 @@ impl ServerSigningKey {
     }
 }
 
-/// The public half of a server's signing key.
+/// The public half of a [`FileSigningKey`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct ServerPublicKey(VerifyingKey);
+pub struct FilePublicKey<R>(VerifyingKey, PhantomData<R>);
 
-impl ServerPublicKey {
+impl<R> FilePublicKey<R> {
     /// The text of a PEM file (`SubjectPublicKeyInfo`, RFC 8410).
     ///
     /// # Panics
@@ -192,17 +214,17 @@ impl ServerPublicKey {
     }
 }
 
-impl fmt::Debug for ServerPublicKey {
+impl<R> fmt::Debug for FilePublicKey<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ServerPublicKey({})", hex::encode(self.0.as_bytes()))
+        write!(f, "FilePublicKey({})", hex::encode(self.0.as_bytes()))
     }
 }
 
-/// The servers a robot believes: 1 to [`MAX_SERVER_KEYS`] keys, so that one can follow another.
+/// Who is trusted in a role: 1 to [`MAX_TRUSTED_KEYS`] keys, so that one can follow another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerKeys(Vec<ServerPublicKey>);
+pub struct TrustedKeys<R>(Vec<FilePublicKey<R>>);
 
-impl ServerKeys {
+impl<R> TrustedKeys<R> {
     /// The keys in a PEM file. Blocks of other kinds are passed over.
     ///
     /// # Errors
@@ -213,9 +235,10 @@ impl ServerKeys {
             let wrong = KeyError::Block(index + 1);
             let block = block.map_err(|_| wrong.clone())?;
             let key = VerifyingKey::from_public_key_der(&block).map_err(|_| wrong.clone())?;
-            keys.push(ServerPublicKey(public_key(key.as_bytes()).map_err(|_| wrong)?));
+            let key = public_key(key.as_bytes()).map_err(|_| wrong)?;
+            keys.push(FilePublicKey(key, PhantomData));
         }
-        if (1..=MAX_SERVER_KEYS).contains(&keys.len()) {
+        if (1..=MAX_TRUSTED_KEYS).contains(&keys.len()) {
             Ok(Self(keys))
         } else {
             Err(KeyError::Count(keys.len()))
@@ -223,12 +246,12 @@ impl ServerKeys {
     }
 
     pub(crate) fn verify(&self, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
-        self.0.iter().any(|ServerPublicKey(key)| verifies(key, message, signature))
+        self.0.iter().any(|FilePublicKey(key, _)| verifies(key, message, signature))
     }
 }
 
-impl From<ServerPublicKey> for ServerKeys {
-    fn from(key: ServerPublicKey) -> Self {
+impl<R> From<FilePublicKey<R>> for TrustedKeys<R> {
+    fn from(key: FilePublicKey<R>) -> Self {
         Self(vec![key])
     }
 }

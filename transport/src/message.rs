@@ -7,11 +7,17 @@
 //!   against limits it passes in;
 //! - nothing here is secret, and nothing here is logged but codes and messages of errors.
 
+mod command;
+mod status;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use command::{Command, Report};
+pub use status::{MAX_STATUS_LEN, RobotState, WorkerState};
+
 use crate::cbor;
-use crate::ids::{ContextId, Digest, Identity, WorkerId};
+use crate::ids::{ContextId, Digest, WorkerId};
 use crate::keys::SessionPublicKey;
 
 /// Longest chunk of a key, in bytes: a frame with it fits the 128 KiB that public brokers take.
@@ -21,10 +27,8 @@ pub const MAX_CHUNKS: usize = 1536;
 /// Most jobs of a session: their numbers are 1 to this one. What a robot would decrypt for a session
 /// has a limit too, and a server can remember which numbers it has seen.
 pub const MAX_JOBS: u64 = 10_000;
-/// Longest message of an [`ErrorBody`], in bytes.
+/// Longest message of an [`ErrorBody`] or a [`Report`], in bytes.
 pub const MAX_ERROR_MESSAGE_LEN: usize = 512;
-/// Longest payload of a status topic, in bytes.
-pub const MAX_STATUS_LEN: usize = 1024;
 
 /// Why bytes are not the message they should be. Sending them again changes nothing: fix the
 /// sender.
@@ -285,9 +289,7 @@ impl ErrorBody {
     /// An error; a message that is too long is cut.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        message.truncate(message.floor_char_boundary(MAX_ERROR_MESSAGE_LEN));
-        Self { code, message }
+        Self { code, message: cut(message.into()) }
     }
 
     /// The body's bytes.
@@ -295,7 +297,7 @@ impl ErrorBody {
     /// # Errors
     /// The message is too long.
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
-        self.check()?;
+        check_text("error", &self.message)?;
         encode("error", self)
     }
 
@@ -305,73 +307,22 @@ impl ErrorBody {
     /// Not an error.
     pub fn decode(body: &[u8]) -> Result<Self, MessageError> {
         let error: Self = decode("error", body)?;
-        error.check()?;
+        check_text("error", &error.message)?;
         Ok(error)
     }
-
-    fn check(&self) -> Result<(), MessageError> {
-        if self.message.len() > MAX_ERROR_MESSAGE_LEN {
-            let problem = "its message is too long";
-            return Err(MessageError::Inconsistent { what: "error", problem });
-        }
-        Ok(())
-    }
 }
 
-/// Payload of a worker's status topic, in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WorkerState {
-    /// The worker.
-    pub worker: WorkerId,
-    /// Whether it is connected.
-    pub up: bool,
+fn cut(mut message: String) -> String {
+    message.truncate(message.floor_char_boundary(MAX_ERROR_MESSAGE_LEN));
+    message
 }
 
-/// Payload of a robot's status topic, in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RobotState {
-    /// The robot.
-    pub identity: Identity,
-    /// Whether it is connected.
-    pub up: bool,
-}
-
-impl WorkerState {
-    /// The payload's bytes.
-    ///
-    /// # Errors
-    /// JSON cannot be written, which for this type does not happen.
-    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
-        encode_json("worker status", self)
+fn check_text(what: &'static str, message: &str) -> Result<(), MessageError> {
+    if message.len() > MAX_ERROR_MESSAGE_LEN {
+        let problem = "its message is too long";
+        return Err(MessageError::Inconsistent { what, problem });
     }
-
-    /// The state in a payload.
-    ///
-    /// # Errors
-    /// Not a worker's state.
-    pub fn decode(payload: &[u8]) -> Result<Self, MessageError> {
-        decode_json("worker status", payload)
-    }
-}
-
-impl RobotState {
-    /// The payload's bytes.
-    ///
-    /// # Errors
-    /// JSON cannot be written, which for this type does not happen.
-    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
-        encode_json("robot status", self)
-    }
-
-    /// The state in a payload.
-    ///
-    /// # Errors
-    /// Not a robot's state.
-    pub fn decode(payload: &[u8]) -> Result<Self, MessageError> {
-        decode_json("robot status", payload)
-    }
+    Ok(())
 }
 
 fn malformed(what: &'static str, reason: &impl ToString) -> MessageError {
@@ -384,15 +335,4 @@ fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Messag
 
 fn decode<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, MessageError> {
     cbor::decode(body).map_err(|error| malformed(what, &error))
-}
-
-fn encode_json<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, MessageError> {
-    serde_json::to_vec(value).map_err(|error| malformed(what, &error))
-}
-
-fn decode_json<T: DeserializeOwned>(what: &'static str, payload: &[u8]) -> Result<T, MessageError> {
-    if payload.len() > MAX_STATUS_LEN {
-        return Err(MessageError::Inconsistent { what, problem: "it is too long" });
-    }
-    serde_json::from_slice(payload).map_err(|error| malformed(what, &error))
 }

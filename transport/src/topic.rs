@@ -93,6 +93,16 @@ pub enum Topic {
         /// The session.
         session: SessionId,
     },
+    /// What the fleet's operator wants of a robot; retained, the newest only.
+    Command {
+        /// The robot.
+        identity: Identity,
+    },
+    /// What became of a robot's newest command; retained.
+    Report {
+        /// The robot.
+        identity: Identity,
+    },
     /// Whether a worker is connected; retained, with a last will.
     WorkerStatus {
         /// The worker.
@@ -120,6 +130,8 @@ impl Topic {
             Self::Result { .. } => Some(FrameKind::Result),
             Self::Error { .. } => Some(FrameKind::Error),
             Self::Models { .. } => Some(FrameKind::Models),
+            Self::Command { .. } => Some(FrameKind::Command),
+            Self::Report { .. } => Some(FrameKind::Report),
             Self::RobotStatus { .. } | Self::WorkerStatus { .. } => None,
         }
     }
@@ -135,6 +147,8 @@ impl Topic {
             | Self::Attest { identity, .. }
             | Self::Challenge { identity, .. }
             | Self::RobotStatus { identity }
+            | Self::Command { identity }
+            | Self::Report { identity }
             | Self::Have { identity, .. }
             | Self::Result { identity, .. }
             | Self::Error { identity, .. } => Some(identity),
@@ -155,7 +169,11 @@ impl Topic {
             | Self::Have { session, .. }
             | Self::Result { session, .. }
             | Self::Error { session, .. } => Some(session),
-            Self::RobotStatus { .. } | Self::WorkerStatus { .. } | Self::Models { .. } => None,
+            Self::RobotStatus { .. }
+            | Self::Command { .. }
+            | Self::Report { .. }
+            | Self::WorkerStatus { .. }
+            | Self::Models { .. } => None,
         }
     }
 }
@@ -165,6 +183,7 @@ impl Topic {
 pub fn robot_filters(identity: &Identity) -> Vec<String> {
     vec![
         format!("{ROOT}/down/{identity}/+/+"),
+        Topic::Command { identity: identity.clone() }.to_string(),
         format!("{ROOT}/workers/+/status"),
         Topic::Models { tenant: identity.tenant.clone() }.to_string(),
     ]
@@ -204,6 +223,8 @@ impl fmt::Display for Topic {
             Self::Error { identity, session } => {
                 write!(f, "{ROOT}/down/{identity}/{session}/error")
             }
+            Self::Command { identity } => write!(f, "{ROOT}/down/{identity}/command"),
+            Self::Report { identity } => write!(f, "{ROOT}/up/{identity}/report"),
             Self::WorkerStatus { worker } => write!(f, "{ROOT}/workers/{worker}/status"),
             Self::Models { tenant } => write!(f, "{ROOT}/models/{tenant}"),
         }
@@ -232,6 +253,7 @@ fn parse(text: &str) -> Option<Topic> {
             let identity: Identity = next()?.parse().ok()?;
             match next()? {
                 "status" => Topic::RobotStatus { identity },
+                "report" => Topic::Report { identity },
                 "open" => Topic::Open { identity, session: next()?.parse().ok()? },
                 "to" => {
                     let worker = next()?.parse().ok()?;
@@ -249,7 +271,11 @@ fn parse(text: &str) -> Option<Topic> {
         }
         "down" => {
             let identity = next()?.parse().ok()?;
-            let session = next()?.parse().ok()?;
+            let level = next()?;
+            if level == "command" {
+                return next().is_none().then_some(Topic::Command { identity });
+            }
+            let session = level.parse().ok()?;
             match next()? {
                 "have" => Topic::Have { identity, session },
                 "challenge" => Topic::Challenge { identity, session },

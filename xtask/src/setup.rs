@@ -45,7 +45,7 @@ impl Need {
 }
 
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 20] = [
+const NEEDS: [Need; 21] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
@@ -105,6 +105,12 @@ const NEEDS: [Need; 20] = [
         package: "systemd",
         purposes: &[Purpose::Test],
         is_there: || program("systemd-analyze").is_some(),
+    },
+    Need {
+        what: "nft, which drops packets in the fault suite's own network",
+        package: "nftables",
+        purposes: &[Purpose::Test],
+        is_there: || program("nft").is_some(),
     },
     Need {
         what: "tpm2-tools, which unsealing is measured against",

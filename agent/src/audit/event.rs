@@ -98,6 +98,15 @@ pub enum AuditEvent {
         /// Who asked: `control` or `uplink`.
         by: &'static str,
     },
+    /// The fleet's operator gave a command over the uplink.
+    CommandObeyed {
+        /// What, such as `revoke-task`.
+        command: &'static str,
+        /// When it was issued, in milliseconds since 1970; no command comes twice.
+        number: u64,
+        /// Whether it could be done.
+        done: bool,
+    },
     /// A session may decrypt nothing more.
     BudgetExhausted {
         /// The session.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use moai_transport::ids::{SessionId, TaskId};
+use moai_transport::ids::{Identity as RobotIdentity, SessionId, TaskId};
 
 use super::exit;
 use crate::config;
@@ -63,6 +63,9 @@ pub(super) enum Command {
         #[arg(long)]
         stay_closed: bool,
     },
+    /// Give a robot of the fleet a command, over the broker of its uplink. Needs no configuration: run
+    /// it where the operator's key is kept.
+    Remote(Remote),
     /// Boot states that the fleet's policy key allows.
     #[command(subcommand)]
     Policy(Policy),
@@ -148,6 +151,85 @@ pub(super) enum Session {
     Revoke {
         /// The session's id, as `moai-agent task list` shows it.
         session: SessionId,
+    },
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "A robot obeys the operators whose public keys `uplink.operator_key` of its \
+                        configuration names. `openssl genpkey -algorithm ed25519` makes a key. A \
+                        robot that is away gets the newest command when it is back, until the \
+                        command expires."
+)]
+pub(super) struct Remote {
+    /// The robot: `tenant.robot`.
+    #[arg(long)]
+    pub(super) robot: RobotIdentity,
+    /// The operator's private key: Ed25519 in PEM (PKCS #8).
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: PathBuf,
+    /// How long the command counts, in minutes.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    pub(super) valid_minutes: u64,
+    /// Only write the signed command to this file, to be published as it is, retained, on
+    /// `moai/v1/down/ROBOT/command`.
+    #[arg(long, short, value_name = "FILE", conflicts_with = "host")]
+    pub(super) out: Option<PathBuf>,
+    /// The broker's host name, as in its certificate.
+    #[arg(long, required_unless_present = "out")]
+    pub(super) host: Option<String>,
+    /// The broker's port.
+    #[arg(long, default_value_t = 8883)]
+    pub(super) port: u16,
+    /// Authority (PEM) that signed the broker's and the robots' certificates.
+    #[arg(long, value_name = "FILE", required_unless_present = "out")]
+    pub(super) ca: Option<PathBuf>,
+    /// Authority (PEM) of the robots' certificates, if it is another one.
+    #[arg(long, value_name = "FILE")]
+    pub(super) robots_ca: Option<PathBuf>,
+    /// The operator's certificate chain (PEM) for the broker.
+    #[arg(long, value_name = "FILE", required_unless_present = "out")]
+    pub(super) certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, value_name = "FILE", required_unless_present = "out")]
+    pub(super) certificate_key: Option<PathBuf>,
+    /// How long to wait for the robot's report, in seconds.
+    #[arg(long, default_value_t = 30)]
+    pub(super) wait_seconds: u64,
+    #[command(subcommand)]
+    pub(super) command: RemoteCommand,
+}
+
+#[derive(Subcommand)]
+pub(super) enum RemoteCommand {
+    /// Go on with new keys as soon as they are ready; no job waits for them.
+    RotateTask {
+        /// The task.
+        task: TaskId,
+    },
+    /// Take nothing more, answer what waits, and end.
+    CloseTask {
+        /// The task.
+        task: TaskId,
+    },
+    /// Wipe a task's keys now.
+    RevokeTask {
+        /// The task.
+        task: TaskId,
+        /// End the task too.
+        #[arg(long)]
+        stay_closed: bool,
+    },
+    /// Wipe a session's keys now.
+    RevokeSession {
+        /// The session's id.
+        session: SessionId,
+    },
+    /// Wipe the keys of every session now, and begin a new epoch.
+    Emergency {
+        /// End the tasks too.
+        #[arg(long)]
+        stay_closed: bool,
     },
 }
 

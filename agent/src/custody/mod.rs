@@ -59,6 +59,12 @@ impl Custody {
         Ok(Self::new(config, state, custodian))
     }
 
+    /// The state directory, which is locked as long as anybody has it.
+    #[must_use]
+    pub fn state(&self) -> &Arc<StateDirectory> {
+        &self.state
+    }
+
     fn new(config: Arc<Config>, state: Arc<StateDirectory>, custodian: Arc<dyn Custodian>) -> Self {
         Self { config, state, custodian }
     }

@@ -20,7 +20,7 @@ use moai_agent::spool::{Spool, SpoolLimits};
 use moai_agent::status::StatusBoard;
 use moai_agent::tasks::Tasks;
 use moai_agent::ttl::Lifetimes;
-use moai_agent::uplink::{LinkState, Uplink};
+use moai_agent::uplink::{Believed, LinkState, Started, Uplink};
 use moai_agent::vault::LockedVault;
 use moai_agent::warm::{WarmParts, WarmPool};
 use moai_agent::watchdog::Watchdog;
@@ -85,10 +85,10 @@ impl Robot {
         config.subscriptions =
             robot_filters(&identity).into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect();
         let (uplink_link, uplink_events) = link::spawn(config, links.clone());
-        let (uplink, _) = Uplink::start(
+        let Started { uplink, .. } = Uplink::start(
             identity,
             Arc::new(credentials.signer()?),
-            servers,
+            Believed { servers, operators: None },
             Arc::clone(&clock),
             audit.clone(),
             (uplink_link, uplink_events),

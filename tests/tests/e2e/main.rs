@@ -21,6 +21,7 @@ mod models;
 mod outages;
 mod played;
 mod refusals;
+mod remote;
 mod restarts;
 mod secrecy;
 mod service;

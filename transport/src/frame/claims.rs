@@ -25,11 +25,11 @@ const TENANT: u8 = 9;
 pub struct Claims {
     /// The robot: the sender upward, the receiver downward. None in a catalogue.
     pub identity: Option<Identity>,
-    /// The session. None in a catalogue.
+    /// The session. None in a catalogue, a command and its report.
     pub session: Option<SessionId>,
     /// Number of the open within the session, from 1 and never used twice; of the job, from 1;
-    /// index of the chunk, from 0; when a catalogue was issued, in milliseconds since 1970; 0 where
-    /// there is none of these.
+    /// index of the chunk, from 0; when a catalogue or a command was issued, in milliseconds since
+    /// 1970, and of a report the command's; 0 where there is none of these.
     pub number: u64,
     /// The model that is asked or has answered. Always in jobs and results.
     pub model: Option<ModelId>,
@@ -65,11 +65,14 @@ impl Claims {
     pub(super) fn check(&self, kind: FrameKind) -> Result<(), FrameError> {
         let fail = |problem| Err(FrameError::Claims { kind, problem });
         let concerns_robot = kind != FrameKind::Models;
-        if self.identity.is_some() != concerns_robot || self.session.is_some() != concerns_robot {
-            return fail(if concerns_robot {
-                "lacks its robot or its session"
+        if self.identity.is_some() != concerns_robot {
+            return fail(if concerns_robot { "lacks its robot" } else { "names a robot" });
+        }
+        if self.session.is_some() != kind.concerns_session() {
+            return fail(if kind.concerns_session() {
+                "lacks its session"
             } else {
-                "names a robot or a session"
+                "names a session"
             });
         }
         if self.tenant.is_some() == concerns_robot {
@@ -77,7 +80,12 @@ impl Claims {
         }
         let must_have_number = matches!(
             kind,
-            FrameKind::Open | FrameKind::Job | FrameKind::Result | FrameKind::Models
+            FrameKind::Open
+                | FrameKind::Job
+                | FrameKind::Result
+                | FrameKind::Models
+                | FrameKind::Command
+                | FrameKind::Report
         );
         if must_have_number && self.number == 0 {
             return fail("lacks its number");

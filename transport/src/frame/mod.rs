@@ -14,9 +14,9 @@
 //! - lengths are checked before anything is parsed, the header is parsed before the body is
 //!   touched, and nobody sees a body whose digest is not the one in the claims;
 //! - a frame has one encoding: what decodes encodes to the same bytes again;
-//! - an open is signed with ES256 and carries its signer's certificates; a chunk has an empty
-//!   protected header and signature, for its digest stands in the signed manifest; all other kinds
-//!   are signed with Ed25519. What has more or less is refused, not half understood;
+//! - opens and reports are signed with ES256 and carry their signer's certificates; a chunk has an
+//!   empty protected header and signature, for its digest stands in the signed manifest; all other
+//!   kinds are signed with Ed25519. What has more or less is refused, not half understood;
 //! - a signed frame is opaque until its signature was verified, see [`SignedFrame`].
 
 mod claims;
@@ -36,7 +36,7 @@ pub use signed::{
 use signed::{Proof, Signing};
 
 use crate::ids::Digest;
-use crate::keys::{ServerSigningKey, SessionSigningKey};
+use crate::keys::{OperatorSigningKey, ServerSigningKey, SessionSigningKey};
 use crate::topic::Topic;
 
 /// Largest frame, in bytes.
@@ -73,11 +73,16 @@ pub enum FrameKind {
     Challenge = 9,
     /// The evidence.
     Attest = 10,
+    /// The fleet's operator tells a robot to do something; its number is the time of issue, in
+    /// milliseconds since 1970.
+    Command = 11,
+    /// What became of the command of the same number.
+    Report = 12,
 }
 
 impl FrameKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Open,
         Self::Chunk,
         Self::Job,
@@ -88,6 +93,8 @@ impl FrameKind {
         Self::Models,
         Self::Challenge,
         Self::Attest,
+        Self::Command,
+        Self::Report,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -99,13 +106,20 @@ impl FrameKind {
     #[must_use]
     pub fn signatory(self) -> Option<Signatory> {
         match self {
-            Self::Open => Some(Signatory::Robot),
+            Self::Open | Self::Report => Some(Signatory::Robot),
             Self::Job | Self::Delete | Self::Attest => Some(Signatory::Session),
             Self::Have | Self::Challenge | Self::Result | Self::Error | Self::Models => {
                 Some(Signatory::Server)
             }
+            Self::Command => Some(Signatory::Operator),
             Self::Chunk => None,
         }
+    }
+
+    /// Whether frames of this kind are about a session.
+    #[must_use]
+    pub fn concerns_session(self) -> bool {
+        !matches!(self, Self::Models | Self::Command | Self::Report)
     }
 
     /// How far ahead the expiry of such a frame may lie.
@@ -117,11 +131,11 @@ impl FrameKind {
         }
     }
 
-    /// Longest header, in bytes. Opens carry the signer's certificates.
+    /// Longest header, in bytes. What an identity key signs carries its certificates.
     #[must_use]
     pub fn max_header_len(self) -> usize {
-        match self {
-            Self::Open => 4 * KIB,
+        match self.signatory() {
+            Some(Signatory::Robot) => 4 * KIB,
             _ => KIB,
         }
     }
@@ -138,7 +152,7 @@ impl FrameKind {
             Self::Have => 4 * KIB,
             Self::Result => 256 * KIB,
             Self::Error => 2 * KIB,
-            Self::Challenge => KIB,
+            Self::Challenge | Self::Command | Self::Report => KIB,
             Self::Attest => 8 * KIB,
             Self::Models => MAX_FRAME_LEN - PREFIX_LEN - KIB,
         }
@@ -154,6 +168,8 @@ pub enum Signatory {
     Session,
     /// The servers' key, which robots are configured with.
     Server,
+    /// The key of the fleet's operator, which robots are configured with.
+    Operator,
 }
 
 /// Why bytes are no frame, or a frame is not to be believed. It will not become better: drop the
@@ -351,7 +367,7 @@ impl Frame {
         }
     }
 
-    /// The bytes of an open. Blocks for as long as the signer does.
+    /// The bytes of an open or of a report. Blocks for as long as the signer does.
     ///
     /// # Errors
     /// The body is too large for its kind, a claim is missing or out of place, frames of this kind
@@ -376,6 +392,15 @@ impl Frame {
     /// kind are not signed by servers.
     pub fn encode_as_server(&self, key: &ServerSigningKey) -> Result<Vec<u8>, FrameError> {
         self.encode_signed(&Signing::Server(key))
+    }
+
+    /// The bytes of an operator's frame: of a command.
+    ///
+    /// # Errors
+    /// The body is too large for its kind, a claim is missing or out of place, or frames of this
+    /// kind are not signed by operators.
+    pub fn encode_as_operator(&self, key: &OperatorSigningKey) -> Result<Vec<u8>, FrameError> {
+        self.encode_signed(&Signing::Operator(key))
     }
 
     fn encode_signed(&self, signing: &Signing<'_>) -> Result<Vec<u8>, FrameError> {

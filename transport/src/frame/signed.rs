@@ -1,5 +1,5 @@
 //! Signed frames: a `COSE_Sign1` by a robot's identity key with its certificates (RFC 9360), by a
-//! session's key or by a server's.
+//! session's key, by a server's or by an operator's.
 //!
 //! Invariants:
 //! - a signed frame gives neither claims nor body before one of the `verify` functions of
@@ -24,7 +24,8 @@ use sha2::{Digest as _, Sha256};
 use super::{Frame, FrameError, FrameKind, MAGIC, Signatory, VERSION, freshness, malformed};
 use crate::ids::Identity;
 use crate::keys::{
-    SIGNATURE_LEN, ServerKeys, ServerSigningKey, SessionPublicKey, SessionSigningKey,
+    OperatorKeys, OperatorSigningKey, SIGNATURE_LEN, ServerKeys, ServerSigningKey,
+    SessionPublicKey, SessionSigningKey,
 };
 use crate::trust::{CertificateRefusal, RobotCertificate, TrustedRobots};
 
@@ -33,7 +34,7 @@ pub const MAX_CHAIN_CERTIFICATES: usize = 4;
 /// Most bytes of certificates a frame carries; the claims need the rest of the header.
 pub const MAX_CHAIN_LEN: usize = 3 * 1024;
 
-/// What signs a robot's opens: its identity key, wherever that is.
+/// What signs a robot's opens and reports: its identity key, wherever that is.
 pub trait FrameSigner: Send + Sync {
     /// The key's certificate and the intermediate ones behind it; without the authority's own.
     fn chain(&self) -> Vec<CertificateDer<'static>>;
@@ -60,6 +61,9 @@ pub enum SignatureError {
     /// No key that is trusted for servers signed these claims.
     #[error("the frame's signature is by no server whose key is trusted here")]
     NotTheServer,
+    /// No key that is trusted for operators signed these claims.
+    #[error("the frame's signature is by no operator whose key is trusted here")]
+    NotTheOperator,
     /// One robot signed in another's name.
     #[error("the frame says that it is {claimed}'s, but {signer} signed it")]
     OtherRobot {
@@ -175,6 +179,16 @@ impl SignedFrame {
         self.verify_key(Signatory::Server, verifies, SignatureError::NotTheServer, now)
     }
 
+    /// The frame, if one of these operators has signed it and it is fresh at `now`, in seconds since
+    /// 1970. That it is for this robot is for [`Frame::check_topic`] to see.
+    ///
+    /// # Errors
+    /// See [`SignatureError`].
+    pub fn verify_operator(self, keys: &OperatorKeys, now: u64) -> Result<Frame, SignatureError> {
+        let verifies = |message: &[u8], signature: &_| keys.verify(message, signature);
+        self.verify_key(Signatory::Operator, verifies, SignatureError::NotTheOperator, now)
+    }
+
     fn verify_key(
         self,
         signatory: Signatory,
@@ -227,6 +241,7 @@ pub(super) enum Signing<'k> {
     Identity(&'k dyn FrameSigner),
     Session(&'k SessionSigningKey),
     Server(&'k ServerSigningKey),
+    Operator(&'k OperatorSigningKey),
 }
 
 impl Signing<'_> {
@@ -235,11 +250,12 @@ impl Signing<'_> {
             Self::Identity(_) => Signatory::Robot,
             Self::Session(_) => Signatory::Session,
             Self::Server(_) => Signatory::Server,
+            Self::Operator(_) => Signatory::Operator,
         }
     }
 }
 
-/// The protected header of an open: algorithm and certificates.
+/// The protected header of what an identity key signs: algorithm and certificates.
 fn identity_header(chain: &[CertificateDer<'_>]) -> Header {
     let mut certificates = chain.iter().map(|certificate| Value::Bytes(certificate.to_vec()));
     let chain = match (certificates.next(), certificates.len()) {
@@ -276,7 +292,7 @@ pub(super) fn sign(
             check_chain(&chain)?;
             identity_header(&chain)
         }
-        Signing::Session(_) | Signing::Server(_) => key_header(),
+        Signing::Session(_) | Signing::Server(_) | Signing::Operator(_) => key_header(),
     };
     CoseSign1Builder::new()
         .protected(header)
@@ -286,6 +302,7 @@ pub(super) fn sign(
                 Signing::Identity(signer) => signer.sign(Sha256::digest(message).into()),
                 Signing::Session(key) => Ok(key.sign(message)),
                 Signing::Server(key) => Ok(key.sign(message)),
+                Signing::Operator(key) => Ok(key.sign(message)),
             }
             .map(|signature| signature.to_vec())
         })
@@ -312,10 +329,8 @@ pub(super) fn proof(kind: FrameKind, sign1: &CoseSign1) -> Result<Option<Proof>,
             let chain = chain(&sign1.protected.header)?;
             Ok(Some(Proof::Identity { chain, signed: Sha256::digest(signed).into(), signature }))
         }
-        Signatory::Session | Signatory::Server if sign1.protected.header == key_header() => {
-            Ok(Some(Proof::Key { signed, signature }))
-        }
-        Signatory::Session | Signatory::Server => Err(FrameError::Signature),
+        _ if sign1.protected.header == key_header() => Ok(Some(Proof::Key { signed, signature })),
+        _ => Err(FrameError::Signature),
     }
 }
 

@@ -51,9 +51,10 @@ fn its_examples_are_the_golden_frames() {
 #[test]
 fn its_table_of_signatures_is_the_codes() {
     for (first, signatory) in [
-        ("Open", Some(Signatory::Robot)),
+        ("Open, Report", Some(Signatory::Robot)),
         ("Job, Delete, Attest", Some(Signatory::Session)),
         ("Have, Challenge, Result, Error, Models", Some(Signatory::Server)),
+        ("Command", Some(Signatory::Operator)),
         ("Chunk", None),
     ] {
         let row = rows(|cell| cell == first).concat();
@@ -91,7 +92,7 @@ fn the_table_of_kinds_is_the_codes() {
 #[test]
 fn the_table_of_topics_is_the_codes() {
     let table = rows(|first| first.starts_with("`moai/v1/"));
-    assert_eq!(table.len(), 12);
+    assert_eq!(table.len(), 14);
     for row in table {
         let text = row[0]
             .trim_matches('`')

@@ -19,12 +19,11 @@ fn any_frame() -> impl Strategy<Value = Frame> {
     let parts = (any_kind(), body, any::<[u64; 3]>(), any::<[u8; 10]>(), any::<[bool; 3]>());
     parts.prop_map(|(kind, mut body, [number, expires_at, compute], random, extra)| {
         let plain = claims(kind);
-        let concerns_robot = kind != FrameKind::Models;
         let numbered = plain.number != 0 || matches!(kind, FrameKind::Chunk | FrameKind::Error);
         // Anything else is not fresh.
         let expires_at = NOW + 1 + expires_at % 300;
         let claims = Claims {
-            session: concerns_robot.then(|| SessionId::new(expires_at, random)),
+            session: kind.concerns_session().then(|| SessionId::new(expires_at, random)),
             number: if numbered { number.max(1) } else { 0 },
             model: plain.model.or_else(|| extra[0].then(|| "m".parse().unwrap())),
             context: plain.context.or_else(|| extra[1].then(|| ContextId(Digest::of(&random)))),
@@ -81,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn no_header_panics(kind in 1..=10_u8, header in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn no_header_panics(kind in 1..=12_u8, header in proptest::collection::vec(any::<u8>(), 0..300)) {
         let len = u16::try_from(header.len()).unwrap().to_be_bytes();
         let bytes = [&b"MOAI\x01"[..], &[kind], &len, &header].concat();
         let _ = Received::decode(&bytes);
@@ -197,8 +196,8 @@ fn what_version_1_does_not_know_is_refused() {
     bytes[4] = 2;
     assert_eq!(error(&bytes), FrameError::Version(2));
     bytes[4] = 1;
-    bytes[5] = 11;
-    assert_eq!(error(&bytes), FrameError::Kind(11));
+    bytes[5] = 13;
+    assert_eq!(error(&bytes), FrameError::Kind(13));
     bytes[0] = b'm';
     assert_eq!(error(&bytes), FrameError::Magic);
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use moai_transport::chunk;
 use moai_transport::frame::{Claims, Frame, FrameKind, FrameSigner, Received, Signatory};
-use moai_transport::message::{Challenge, ErrorBody, ErrorCode, Have};
+use moai_transport::message::{Challenge, Command, ErrorBody, ErrorCode, Have, Report};
 use moai_transport::trust::TrustedRobots;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use p256::ecdsa::{Signature, SigningKey};
@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::time::Duration;
 
-use crate::support::signer::{NOW, SERVER, SESSION, servers};
+use crate::support::signer::{NOW, OPERATOR, SERVER, SESSION, operators, servers};
 use crate::support::values::{context, frame, worker};
 
 pub(crate) const AUTHORITY: &[u8] = include_bytes!("../golden/authority.pem");
@@ -61,15 +61,21 @@ fn golden(kind: FrameKind) -> Frame {
             challenge.encode().unwrap()
         }
         FrameKind::Attest => b"evidence".to_vec(),
+        FrameKind::Command => Command::Emergency { stay_closed: false }.encode().unwrap(),
+        FrameKind::Report => Report::new(true, "epoch 2 is in force").encode().unwrap(),
     };
     let plain = frame(kind, body);
     let claims = Claims {
         number: match kind {
-            FrameKind::Models => 1_799_999_940_000,
+            FrameKind::Models | FrameKind::Command | FrameKind::Report => 1_799_999_940_000,
             FrameKind::Open => 1 << 32 | 1,
             _ => plain.claims.number,
         },
-        context: (!matches!(kind, FrameKind::Chunk | FrameKind::Delete)).then(context),
+        context: (!matches!(
+            kind,
+            FrameKind::Chunk | FrameKind::Delete | FrameKind::Command | FrameKind::Report
+        ))
+        .then(context),
         compute_micros: (kind == FrameKind::Result).then_some(250_000),
         ..plain.claims
     };
@@ -84,6 +90,7 @@ fn encode(kind: FrameKind) -> Vec<u8> {
         Some(Signatory::Robot) => frame.encode_as_robot(&Robot),
         Some(Signatory::Session) => frame.encode_as_session(&SESSION),
         Some(Signatory::Server) => frame.encode_as_server(&SERVER),
+        Some(Signatory::Operator) => frame.encode_as_operator(&OPERATOR),
     }
     .unwrap()
 }
@@ -116,6 +123,9 @@ fn every_kind_is_read_and_written_as_its_file_has_it() {
             }
             (Received::Signed(signed), Some(Signatory::Server)) => {
                 signed.verify_server(&servers(), NOW).unwrap()
+            }
+            (Received::Signed(signed), Some(Signatory::Operator)) => {
+                signed.verify_operator(&operators(), NOW).unwrap()
             }
             (received, _) => panic!("{received:?}"),
         };

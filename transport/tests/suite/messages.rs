@@ -4,14 +4,14 @@ use ciborium::{Value, cbor};
 use moai_transport::chunk;
 use moai_transport::ids::Digest;
 use moai_transport::message::{
-    CHALLENGE_LEN, Challenge, ErrorBody, ErrorCode, Have, MAX_CHUNKS, Manifest, MessageError,
-    RobotState, WorkerState,
+    CHALLENGE_LEN, Challenge, Command, ErrorBody, ErrorCode, Have, MAX_CHUNKS, Manifest,
+    MessageError, Report, RobotState, WorkerState,
 };
 use proptest::prelude::*;
 use std::time::Duration;
 
 use crate::support::signer::SESSION;
-use crate::support::values::{context, identity, worker};
+use crate::support::values::{context, identity, session, worker};
 
 fn manifest() -> Manifest {
     chunk::manifest(context(), Duration::from_mins(1), SESSION.public(), &vec![1; 300_000], 7)
@@ -167,6 +167,42 @@ fn an_error_has_a_code_for_programs_and_a_short_message_for_people() {
 }
 
 #[test]
+fn a_command_names_what_it_is_about_and_nothing_else() {
+    let task: moai_transport::ids::TaskId = "arm".parse().unwrap();
+    for command in [
+        Command::RotateTask { task: task.clone() },
+        Command::CloseTask { task: task.clone() },
+        Command::RevokeTask { task, stay_closed: true },
+        Command::RevokeSession { session: session() },
+        Command::Emergency { stay_closed: false },
+    ] {
+        let body = command.encode().unwrap();
+        assert!(body.len() <= moai_transport::frame::FrameKind::Command.max_body_len());
+        assert_eq!(Command::decode(&body), Ok(command));
+    }
+    for wrong in [
+        cbor!({"command" => "emergency"}),
+        cbor!({"command" => "emergency", "stay_closed" => false, "why" => "none"}),
+        cbor!({"command" => "open-doors", "stay_closed" => false}),
+        cbor!({"command" => "close-task", "task" => "a/b"}),
+        cbor!({"stay_closed" => false}),
+        cbor!("emergency"),
+    ] {
+        let wrong = wrong.unwrap();
+        assert!(Command::decode(&bytes(&wrong)).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_report_is_cut_to_what_may_be_shown() {
+    let report = Report::new(false, "ä".repeat(300));
+    assert_eq!(report.message.len(), 512);
+    assert_eq!(Report::decode(&report.encode().unwrap()), Ok(report));
+    let long = cbor!({"done" => true, "message" => "x".repeat(513)});
+    assert!(Report::decode(&bytes(&long.unwrap())).is_err());
+}
+
+#[test]
 fn status_is_json() {
     let state = WorkerState { worker: worker(), up: true };
     assert_eq!(state.encode().unwrap(), br#"{"worker":"worker-1","up":true}"#);
@@ -187,6 +223,8 @@ proptest! {
         let _ = Have::decode(&body);
         let _ = Challenge::decode(&body);
         let _ = ErrorBody::decode(&body);
+        let _ = Command::decode(&body);
+        let _ = Report::decode(&body);
         let _ = WorkerState::decode(&body);
         let _ = RobotState::decode(&body);
     }

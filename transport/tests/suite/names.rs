@@ -68,7 +68,12 @@ fn a_robot_and_a_worker_subscribe_to_what_concerns_them() {
     let identity: Identity = "acme.robot-1".parse().unwrap();
     assert_eq!(
         robot_filters(&identity),
-        ["moai/v1/down/acme.robot-1/+/+", "moai/v1/workers/+/status", "moai/v1/models/acme"]
+        [
+            "moai/v1/down/acme.robot-1/+/+",
+            "moai/v1/down/acme.robot-1/command",
+            "moai/v1/workers/+/status",
+            "moai/v1/models/acme"
+        ]
     );
     let group: WorkerGroup = "g-secret".parse().unwrap();
     let worker: WorkerId = "w1".parse().unwrap();
@@ -97,6 +102,8 @@ fn topics_are_written_as_specified() {
         format!("moai/v1/up/acme.r1/to/W.1/{SESSION}/chunk"),
         format!("moai/v1/up/acme.r1/to/W_1/{SESSION}/Chunk"),
         format!("moai/v1/down/acme.r1/{SESSION}/job"),
+        "moai/v1/down/acme.r1/command/x".to_owned(),
+        "moai/v1/up/acme.r1/command".to_owned(),
         "moai/v1/workers/W_1/state".to_owned(),
     ] {
         assert!(wrong.parse::<Topic>().is_err(), "{wrong}");
@@ -116,7 +123,7 @@ fn worker() -> impl Strategy<Value = WorkerId> {
 }
 
 fn topic() -> impl Strategy<Value = Topic> {
-    let addressed = (identity(), worker(), session(), 0..10_u8).prop_map(
+    let addressed = (identity(), worker(), session(), 0..12_u8).prop_map(
         |(identity, worker, session, which)| match which {
             0 => Topic::Open { identity, session },
             1 => Topic::Chunk { identity, worker, session },
@@ -127,6 +134,8 @@ fn topic() -> impl Strategy<Value = Topic> {
             6 => Topic::Result { identity, session },
             7 => Topic::Attest { identity, worker, session },
             8 => Topic::Challenge { identity, session },
+            9 => Topic::Command { identity },
+            10 => Topic::Report { identity },
             _ => Topic::Error { identity, session },
         },
     );
@@ -146,7 +155,7 @@ proptest! {
     }
 
     #[test]
-    fn what_parses_is_written_as_it_was(text in "(moai|v1|up|to|down|open|a\\.b|x|/|\\+|#|[0-9a-f-]{36}){0,12}") {
+    fn what_parses_is_written_as_it_was(text in "(moai|v1|up|to|down|open|command|a\\.b|x|/|\\+|#|[0-9a-f-]{36}){0,12}") {
         if let Ok(topic) = text.parse::<Topic>() {
             prop_assert_eq!(topic.to_string(), text);
         }

@@ -8,13 +8,13 @@ use moai_transport::frame::{
 };
 use moai_transport::ids::SessionId;
 use moai_transport::keys::{
-    KeyError, MAX_SERVER_KEYS, ServerKeys, ServerPublicKey, ServerSigningKey, SessionPublicKey,
-    SessionSigningKey,
+    KeyError, MAX_TRUSTED_KEYS, OperatorKeys, OperatorSigningKey, ServerKeys, ServerPublicKey,
+    ServerSigningKey, SessionPublicKey, SessionSigningKey,
 };
 use moai_transport::topic::Topic;
 use proptest::prelude::*;
 
-use crate::support::signer::{NOW, SERVER, SESSION, servers, trusted};
+use crate::support::signer::{NOW, OPERATOR, SERVER, SESSION, operators, servers, trusted};
 use crate::support::values::{encode, frame, identity, session, worker};
 
 fn kinds(signatory: Signatory) -> impl Iterator<Item = FrameKind> {
@@ -34,6 +34,10 @@ fn by_session(bytes: &[u8]) -> Result<Frame, SignatureError> {
 
 fn by_server(bytes: &[u8]) -> Result<Frame, SignatureError> {
     signed(bytes).verify_server(&servers(), NOW)
+}
+
+fn by_operator(bytes: &[u8]) -> Result<Frame, SignatureError> {
+    signed(bytes).verify_operator(&operators(), NOW)
 }
 
 fn job() -> Vec<u8> {
@@ -85,6 +89,22 @@ fn what_a_server_signed_is_believed_of_it_alone() {
 }
 
 #[test]
+fn what_an_operator_signed_is_believed_of_it_alone() {
+    let foreign: OperatorKeys = OperatorSigningKey::from_seed(&[9; 32]).public().into();
+    for kind in kinds(Signatory::Operator) {
+        let frame = frame(kind, []);
+        let bytes = encode(&frame).unwrap();
+        assert_eq!(by_operator(&bytes), Ok(frame));
+        let error = signed(&bytes).verify_operator(&foreign, NOW).unwrap_err();
+        assert_eq!(error, SignatureError::NotTheOperator);
+        let other = SignatureError::OtherSignatory(kind);
+        assert_eq!(by_server(&bytes), Err(other.clone()));
+        assert_eq!(by_session(&bytes), Err(other.clone()));
+        assert_eq!(signed(&bytes).verify_robot(&trusted(), NOW), Err(other));
+    }
+}
+
+#[test]
 fn nobody_signs_for_another() {
     for kind in FrameKind::ALL {
         let frame = frame(kind, []);
@@ -96,7 +116,10 @@ fn nobody_signs_for_another() {
             assert_eq!(frame.encode_as_session(&SESSION), Err(refused.clone()));
         }
         if signatory != Some(Signatory::Server) {
-            assert_eq!(frame.encode_as_server(&SERVER), Err(refused));
+            assert_eq!(frame.encode_as_server(&SERVER), Err(refused.clone()));
+        }
+        if signatory != Some(Signatory::Operator) {
+            assert_eq!(frame.encode_as_operator(&OPERATOR), Err(refused));
         }
     }
     // Even where the bytes of the keys are the same, the kinds are not.
@@ -104,6 +127,11 @@ fn nobody_signs_for_another() {
     assert_eq!(
         signed(&job()).verify_server(&same.into(), NOW),
         Err(SignatureError::OtherSignatory(FrameKind::Job))
+    );
+    let same = OperatorSigningKey::from_seed(&[0x5a; 32]).public();
+    assert_eq!(
+        signed(&result()).verify_operator(&same.into(), NOW),
+        Err(SignatureError::OtherSignatory(FrameKind::Result))
     );
 }
 
@@ -190,6 +218,7 @@ fn a_frame_counts_in_its_time_only() {
             match kind.signatory() {
                 Some(Signatory::Robot) => signed.verify_robot(&trusted(), now).map(drop),
                 Some(Signatory::Session) => signed.verify_session(&SESSION.public(), now).map(drop),
+                Some(Signatory::Operator) => signed.verify_operator(&operators(), now).map(drop),
                 _ => signed.verify_server(&servers(), now).map(drop),
             }
         };
@@ -254,8 +283,8 @@ fn a_file_of_server_keys_has_one_to_four_and_nothing_private() {
     };
     assert_eq!(count(0), Some(KeyError::Count(0)));
     assert_eq!(count(1), None);
-    assert_eq!(count(MAX_SERVER_KEYS), None);
-    assert_eq!(count(MAX_SERVER_KEYS + 1), Some(KeyError::Count(MAX_SERVER_KEYS + 1)));
+    assert_eq!(count(MAX_TRUSTED_KEYS), None);
+    assert_eq!(count(MAX_TRUSTED_KEYS + 1), Some(KeyError::Count(MAX_TRUSTED_KEYS + 1)));
     let private = ServerSigningKey::from_seed(&[1; 32]).to_pem();
     assert_eq!(ServerKeys::from_pem(private.as_bytes()), Err(KeyError::Count(0)));
     let broken = [pem(1), pem(2).replace("MCow", "MCox")].concat();

@@ -37,7 +37,7 @@ use crate::spool::{Order, Spool, SpoolLimits};
 use crate::status::{StatusBoard, TaskStatus};
 use crate::tasks::Tasks;
 use crate::ttl::Lifetimes;
-use crate::uplink::{LinkState, Uplink};
+use crate::uplink::{Believed, LinkState, Started, Uplink};
 use crate::vault::{LockedVault, SessionRecord, Vault};
 use crate::warm::{WarmParts, WarmPool};
 use crate::watchdog::Watchdog;
@@ -250,10 +250,10 @@ impl World {
         let (uplink_link, uplink_events, far) = link::pair();
         let uplink_far = far.events();
         tokio::spawn(self.serve_uplink(far, Arc::clone(&clock)));
-        let (uplink, _) = Uplink::start(
+        let Started { uplink, .. } = Uplink::start(
             identity(),
             Arc::new(Signer::of_the_robot()),
-            self.server.keys(),
+            Believed { servers: self.server.keys(), operators: None },
             clock.clone(),
             audit.clone(),
             (uplink_link, uplink_events),

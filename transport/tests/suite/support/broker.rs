@@ -169,6 +169,9 @@ topic read moai/v1/up/#
 topic write moai/v1/down/#
 topic write moai/v1/workers/#
 topic write moai/v1/models/#
+user fleet
+topic write moai/v1/down/+/command
+topic read moai/v1/up/+/report
 user acme.robot-1
 topic read moai/v1/models/acme
 ";

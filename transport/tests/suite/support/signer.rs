@@ -4,7 +4,9 @@ use std::error::Error;
 use std::sync::LazyLock;
 
 use moai_transport::frame::FrameSigner;
-use moai_transport::keys::{ServerKeys, ServerSigningKey, SessionSigningKey};
+use moai_transport::keys::{
+    OperatorKeys, OperatorSigningKey, ServerKeys, ServerSigningKey, SessionSigningKey,
+};
 use moai_transport::trust::TrustedRobots;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use p256::ecdsa::{Signature, SigningKey};
@@ -34,6 +36,14 @@ pub(crate) static SERVER: LazyLock<ServerSigningKey> =
 
 pub(crate) fn servers() -> ServerKeys {
     SERVER.public().into()
+}
+
+/// What signs for the fleet's operator.
+pub(crate) static OPERATOR: LazyLock<OperatorSigningKey> =
+    LazyLock::new(|| OperatorSigningKey::from_seed(&[0x0e; 32]));
+
+pub(crate) fn operators() -> OperatorKeys {
+    OPERATOR.public().into()
 }
 
 pub(crate) fn trusted() -> TrustedRobots {

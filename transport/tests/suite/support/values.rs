@@ -5,7 +5,7 @@ use moai_transport::frame::{
 };
 use moai_transport::ids::{ContextId, Digest, Identity, SessionId, WorkerId};
 
-use super::signer::{NOW, ROBOT, SERVER, SESSION, servers, trusted};
+use super::signer::{NOW, OPERATOR, ROBOT, SERVER, SESSION, operators, servers, trusted};
 
 pub(crate) fn identity() -> Identity {
     "acme.robot-1".parse().unwrap()
@@ -28,7 +28,7 @@ pub(crate) fn claims(kind: FrameKind) -> Claims {
     let concerns_robot = kind != FrameKind::Models;
     Claims {
         identity: concerns_robot.then(identity),
-        session: concerns_robot.then(session),
+        session: kind.concerns_session().then(session),
         number: u64::from(!matches!(
             kind,
             FrameKind::Chunk
@@ -57,6 +57,7 @@ pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
         Some(Signatory::Robot) => frame.encode_as_robot(&*ROBOT),
         Some(Signatory::Session) => frame.encode_as_session(&SESSION),
         Some(Signatory::Server) => frame.encode_as_server(&SERVER),
+        Some(Signatory::Operator) => frame.encode_as_operator(&OPERATOR),
     }
 }
 
@@ -71,6 +72,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
             }
             Some(Signatory::Session) => signed.verify_session(&SESSION.public(), NOW),
             Some(Signatory::Server) => signed.verify_server(&servers(), NOW),
+            Some(Signatory::Operator) => signed.verify_operator(&operators(), NOW),
         }
         .map_err(|error| error.to_string()),
     }
