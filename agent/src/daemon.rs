@@ -136,9 +136,16 @@ async fn work(
         side;
 
     let registry = SessionRegistry::default();
-    let remote = Remote::new(desk, &uplink, &clock, &audit, custody.state());
     let engines = (hooks.engines)();
-    let warm = begin_warm(config, &vault, custody.custodian(), &engines, &clock, &registry, &stop)?;
+    let warm = begin_warm(
+        config,
+        &vault,
+        custody.custodian(),
+        &engines,
+        &clock,
+        (&registry, &uplink),
+        &stop,
+    )?;
     let services = Arc::new(Services {
         clock,
         boot,
@@ -160,6 +167,7 @@ async fn work(
         board: StatusBoard::default(),
         stop: stop.clone(),
     });
+    let remote = Remote::new(desk, &services, custody.state());
     let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, state);
     tasks.resume().await?;
     tasks.open_declared(&base, &links);
@@ -171,15 +179,7 @@ async fn work(
         Rotator { custody, vault, every, audit: audit.clone(), observe: hooks.rotation_step };
     let rotations = rotator.start(epoch, stop.clone());
     let renewal = tokio::spawn(renewal.run(stop.clone()));
-    let vitals = Vitals {
-        uplink: uplink.state(),
-        onboard: onboard.link_state(),
-        certificate,
-        epoch: rotations.state(),
-        spool: services.spool.trouble(),
-        audit: audit.trouble(),
-        conditions: services.conditions.watch(),
-    };
+    let vitals = Vitals::of(&services, certificate, rotations.state());
     desk.open(Running { services, vitals: vitals.clone(), custodian, rotations, tasks: directory });
     tokio::spawn(remote.run(commands, stop.clone()));
     let directory = config.state_directory.clone();
@@ -304,7 +304,7 @@ fn begin_warm(
     custodian: &Arc<dyn Custodian>,
     engines: &Arc<dyn Engines>,
     clock: &Arc<dyn Clock>,
-    registry: &SessionRegistry,
+    (registry, uplink): (&SessionRegistry, &Uplink),
     stop: &CancellationToken,
 ) -> Result<WarmPool, VaultError> {
     let parts = WarmParts {
@@ -315,6 +315,8 @@ fn begin_warm(
         custodian: Arc::clone(custodian),
         clock: Arc::clone(clock),
         registry: registry.clone(),
+        catalogue: uplink.catalogue(),
+        declared: config.tasks.iter().map(|task| task.model.clone()).collect(),
     };
     WarmPool::start(parts, stop.clone())
 }

@@ -19,6 +19,7 @@ use crate::failure::LastFailure;
 use crate::identity::renewal::CertificateState;
 use crate::onboard::Onboard;
 use crate::rotator::EpochState;
+use crate::services::Services;
 use crate::uplink::LinkState;
 use crate::watchdog::{Turn, Watchdog};
 
@@ -62,6 +63,24 @@ pub struct Vitals {
 }
 
 impl Vitals {
+    /// Those of an agent with these parts.
+    #[must_use]
+    pub fn of(
+        services: &Services,
+        certificate: watch::Receiver<CertificateState>,
+        epoch: watch::Receiver<EpochState>,
+    ) -> Self {
+        Self {
+            uplink: services.uplink.state(),
+            onboard: services.onboard.link_state(),
+            certificate,
+            epoch,
+            spool: services.spool.trouble(),
+            audit: services.audit.trouble(),
+            conditions: services.conditions.watch(),
+        }
+    }
+
     /// The health now.
     #[must_use]
     pub fn health(&self) -> Health {

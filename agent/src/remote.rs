@@ -22,7 +22,7 @@ use crate::control::{Desk as _, Refused};
 use crate::custody::StateDirectory;
 use crate::custody::files::read_capped;
 use crate::desk::AgentDesk;
-use crate::services::off_thread;
+use crate::services::{Services, off_thread};
 use crate::uplink::{Directive, LinkState, Uplink, refused};
 
 /// Name of the file in the state directory that has the number of the last command.
@@ -74,18 +74,12 @@ pub struct Remote {
 impl Remote {
     /// Obeys at `desk`, once its agent runs.
     #[must_use]
-    pub fn new(
-        desk: &Arc<AgentDesk>,
-        uplink: &Uplink,
-        clock: &Arc<dyn Clock>,
-        audit: &Audit,
-        state: &Arc<StateDirectory>,
-    ) -> Self {
+    pub fn new(desk: &Arc<AgentDesk>, services: &Services, state: &Arc<StateDirectory>) -> Self {
         Self {
             desk: Arc::clone(desk),
-            uplink: uplink.clone(),
-            clock: Arc::clone(clock),
-            audit: audit.clone(),
+            uplink: services.uplink.clone(),
+            clock: Arc::clone(&services.clock),
+            audit: services.audit.clone(),
             last: LastCommand::load(Arc::clone(state)),
         }
     }

@@ -22,6 +22,7 @@ use crate::ttl::Lifetimes;
 use crate::uplink::Uplink;
 use crate::vault::{EndedFacts, SessionRecord, Vault, VaultError};
 use crate::warm::WarmPool;
+use moai_fhe::ModelCard;
 use moai_transport::ids::{SessionId, TaskId};
 
 /// Handles to the agent's owners of resources.
@@ -52,7 +53,7 @@ pub struct Services {
     pub audit: Audit,
     /// What parts of the agent suffer from.
     pub conditions: Conditions,
-    /// Most results that a session decrypts.
+    /// Most results that a session decrypts, if its scheme bears as many.
     pub decryption_budget: u64,
     /// Where sessions get their engine.
     pub engines: Arc<dyn Engines>,
@@ -99,6 +100,13 @@ impl Services {
     #[must_use]
     pub fn policy(&self, task: &TaskId) -> Policy {
         self.policies.get(task).copied().unwrap_or_default()
+    }
+
+    /// Most results that a session with this model decrypts: what the configuration allows, and no
+    /// more than its scheme bears.
+    #[must_use]
+    pub fn budget(&self, card: &ModelCard) -> u64 {
+        self.decryption_budget.min(card.max_results())
     }
 
     /// A fresh session seed; a few milliseconds of TPM time.

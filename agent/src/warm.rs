@@ -6,16 +6,21 @@
 //!   record without a file is never used;
 //! - there are never more key sets than configured, and at a start nothing is left of others;
 //! - keys are used only if their file is the one their record names, byte for byte;
+//! - key sets are for the contexts of models that the catalogue has: of the tasks that asked last, then
+//!   of declared tasks, then of all others, in turn;
 //! - one key set is made at a time, on one thread of low priority, and none while a session makes
 //!   its own;
 //! - while sessions are held none is made.
 
-use std::path::{Path, PathBuf};
+mod demand;
+mod keys;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use moai_fhe::Context;
-use moai_transport::ids::{ContextId, Digest, SessionId};
+use moai_transport::ids::{ContextId, ModelId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,18 +28,18 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::custody::Custodian;
 use crate::engines::Engines;
-use crate::secrets::OsEntropy;
-use crate::services::{SeedError, fresh_seed, off_thread};
+use crate::services::off_thread;
 use crate::session::registry::SessionRegistry;
-use crate::vault::{Vault, VaultError, WarmFacts, WarmRecord};
+use crate::uplink::Catalogue;
+use crate::vault::{Vault, VaultError, WarmRecord};
+
+use self::demand::{Demand, id};
+use self::keys::{MakeError, erase, make, read, swept};
 
 /// Most key sets that can be kept ready.
 pub const MAX_WARM: usize = 4;
 const QUEUE_LEN: usize = 8;
 const RETRY_PAUSE: Duration = Duration::from_mins(1);
-/// Below what the robot is there for (`nice(2)`).
-const NICE: i32 = 10;
-const SUFFIX: &str = "keys";
 
 /// Keys for a session to take.
 pub struct WarmKeys {
@@ -69,10 +74,14 @@ pub struct WarmParts {
     pub clock: Arc<dyn Clock>,
     /// Says when sessions are held.
     pub registry: SessionRegistry,
+    /// What there is to have keys for.
+    pub catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
+    /// Models of declared tasks.
+    pub declared: Vec<ModelId>,
 }
 
 enum Request {
-    Take(ContextId, oneshot::Sender<Option<WarmKeys>>),
+    Take(Context, oneshot::Sender<Option<WarmKeys>>),
     Destroy(oneshot::Sender<usize>),
 }
 
@@ -93,21 +102,6 @@ impl Drop for Busy {
     }
 }
 
-/// Why no key set was made.
-#[derive(Debug, thiserror::Error)]
-enum MakeError {
-    #[error(transparent)]
-    Seed(#[from] SeedError),
-    #[error("no keys can be made: {0}")]
-    Engine(#[from] moai_fhe::EngineError),
-    #[error("no thread to make keys on: {0}")]
-    Thread(#[from] rayon::ThreadPoolBuildError),
-    #[error("the evaluation keys cannot be written: {0}")]
-    File(#[from] std::io::Error),
-    #[error(transparent)]
-    Vault(#[from] VaultError),
-}
-
 impl WarmPool {
     /// Drops what belongs to nothing, and starts the owner task.
     ///
@@ -120,13 +114,21 @@ impl WarmPool {
         let wanted = parts.wanted;
         let (told, state) = watch::channel(WarmState { ready: ready.len(), wanted });
         let held = parts.registry.held();
-        let owner = Owner { parts: Arc::new(parts), ready, making: None, told, busy: waiting };
-        tokio::spawn(owner.run(incoming, held, stop));
+        let catalogue = parts.catalogue.clone();
+        let owner = Owner {
+            demand: Demand::new(wanted, parts.declared.clone()),
+            parts: Arc::new(parts),
+            ready,
+            making: None,
+            told,
+            busy: waiting,
+        };
+        tokio::spawn(owner.run(incoming, held, catalogue, stop));
         Ok(Self { requests, busy: Arc::new(busy), state })
     }
 
     /// Takes a key set made for this context, if one is ready.
-    pub async fn take(&self, context: ContextId) -> Option<WarmKeys> {
+    pub async fn take(&self, context: Context) -> Option<WarmKeys> {
         let (reply, taken) = oneshot::channel();
         self.requests.send(Request::Take(context, reply)).await.ok()?;
         taken.await.ok()?
@@ -158,6 +160,7 @@ impl WarmPool {
 
 struct Owner {
     parts: Arc<WarmParts>,
+    demand: Demand,
     ready: Vec<WarmRecord>,
     making: Option<JoinHandle<Result<WarmRecord, MakeError>>>,
     told: watch::Sender<WarmState>,
@@ -169,13 +172,16 @@ impl Owner {
         mut self,
         mut requests: mpsc::Receiver<Request>,
         mut held: watch::Receiver<bool>,
+        mut catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
         stop: CancellationToken,
     ) {
         let mut pause = Duration::ZERO;
+        self.demand.look_into(catalogue.borrow_and_update().as_deref());
         loop {
             let state = WarmState { ready: self.ready.len(), wanted: self.parts.wanted };
             self.told.send_replace(state);
-            let wants = self.making.is_none() && self.ready.len() < self.parts.wanted;
+            let next = if self.making.is_none() { self.next().cloned() } else { None };
+            let wants = next.is_some();
             let mut busy = self.busy.clone();
             let turn = async {
                 tokio::time::sleep(pause).await;
@@ -188,7 +194,8 @@ impl Owner {
                 request = requests.recv() => match request {
                     None => return,
                     Some(Request::Take(context, reply)) => {
-                        let taken = self.take(context).await;
+                        let taken = self.take(id(&context)).await;
+                        self.demand.prefer(context);
                         // Who asked may have gone: the seed is used by nobody then.
                         let _ = reply.send(taken);
                     }
@@ -197,10 +204,16 @@ impl Owner {
                         let _ = reply.send(destroyed);
                     }
                 },
-                () = turn, if wants => {
+                changed = catalogue.changed() => match changed {
+                    // The uplink ends after this task.
+                    Err(_) => return,
+                    Ok(()) => self.demand.look_into(catalogue.borrow_and_update().as_deref()),
+                },
+                () = turn, if wants => if let Some(context) = next {
+                    self.make_room().await;
                     let parts = Arc::clone(&self.parts);
-                    self.making = Some(tokio::spawn(off_thread(move || make(&parts))));
-                }
+                    self.making = Some(tokio::spawn(off_thread(move || make(&parts, &context))));
+                },
                 made = async {
                     match &mut self.making {
                         Some(making) => making.await,
@@ -214,13 +227,39 @@ impl Owner {
         }
     }
 
+    fn count(&self, context: ContextId) -> usize {
+        self.ready.iter().filter(|record| record.facts.context == context).count()
+    }
+
+    /// For which context the next key set is to be made.
+    fn next(&self) -> Option<&Context> {
+        self.demand.contexts().find(|context| {
+            let context = id(context);
+            self.count(context) < self.demand.share(context)
+        })
+    }
+
+    /// Destroys key sets of which there are more than there are to be, until there is room for one.
+    async fn make_room(&mut self) {
+        while self.ready.len() >= self.parts.wanted {
+            let spare = self.ready.iter().position(|record| {
+                let context = record.facts.context;
+                self.count(context) > self.demand.share(context)
+            });
+            let Some(spare) = spare else { return };
+            let (parts, record) = (Arc::clone(&self.parts), self.ready.remove(spare));
+            off_thread(move || erase(&parts, &record.id)).await;
+        }
+    }
+
     fn made(
         &mut self,
         made: Result<Result<WarmRecord, MakeError>, tokio::task::JoinError>,
     ) -> Duration {
         match made {
             Ok(Ok(record)) => {
-                tracing::info!("a key set is ready for the next session");
+                let context = record.facts.context;
+                tracing::info!(%context, "a key set is ready for the next session");
                 self.ready.push(record);
                 Duration::ZERO
             }
@@ -270,103 +309,4 @@ impl Owner {
         })
         .await
     }
-}
-
-fn file(directory: &Path, id: &SessionId) -> PathBuf {
-    directory.join(format!("{id}.{SUFFIX}"))
-}
-
-/// Makes a key set: the file first, then the record.
-fn make(parts: &WarmParts) -> Result<WarmRecord, MakeError> {
-    let context = Context::tfhe();
-    let seed = Arc::new(fresh_seed(&*parts.custodian)?);
-    let milliseconds = u64::try_from(parts.clock.unix().as_millis()).unwrap_or(u64::MAX);
-    let random = OsEntropy::bytes().map_err(SeedError::from)?;
-    let id = SessionId::new(milliseconds, random);
-    // A pool of its own, which ends with its work and what it left on its stack.
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .thread_name(|_| "warm-keys".to_owned())
-        .start_handler(|_| {
-            // At normal priority it works too.
-            let _ = rustix::process::nice(NICE);
-        })
-        .build()?;
-    let engines = Arc::clone(&parts.engines);
-    let fhe_seed = seed.fhe_seed(context.scheme_name());
-    let context_id = ContextId(Digest(context.digest()));
-    let keys = pool.install(move || engines.setup(&context, &fhe_seed)?.evaluation_keys())?;
-    std::fs::create_dir_all(&parts.directory)?;
-    write(&file(&parts.directory, &id), &keys)?;
-    let facts = WarmFacts {
-        context: context_id,
-        key_len: keys.len() as u64,
-        key_digest: Digest::of(&keys),
-    };
-    let record = WarmRecord { id, seed, facts };
-    if let Err(error) = parts.vault.write_warm(&record) {
-        remove(&file(&parts.directory, &record.id));
-        return Err(error.into());
-    }
-    Ok(record)
-}
-
-/// Reads keys and removes their file.
-fn read(directory: &Path, record: &WarmRecord) -> Result<Vec<u8>, std::io::Error> {
-    let path = file(directory, &record.id);
-    let limit = usize::try_from(record.facts.key_len).unwrap_or(usize::MAX);
-    let keys = crate::custody::files::read_capped(&path, limit)?;
-    std::fs::remove_file(&path)?;
-    if Digest::of(&keys) == record.facts.key_digest {
-        Ok(keys)
-    } else {
-        Err(std::io::Error::other("the file was changed"))
-    }
-}
-
-fn write(path: &Path, keys: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    // What a power cut leaves half written, its digest gives away.
-    file.write_all(keys)
-}
-
-fn remove(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %path.display(), "a file of keys made ahead stays");
-        }
-        _ => {}
-    }
-}
-
-fn erase(parts: &WarmParts, id: &SessionId) {
-    remove(&file(&parts.directory, id));
-    if let Err(error) = parts.vault.erase_warm(id) {
-        tracing::error!(%error, "a seed made ahead stays in the vault");
-    }
-}
-
-/// The usable key sets of an earlier run, at most as many as are wanted; nothing else is left.
-fn swept(parts: &WarmParts) -> Result<Vec<WarmRecord>, VaultError> {
-    let mut ready = Vec::new();
-    for record in parts.vault.load_warm()? {
-        let path = file(&parts.directory, &record.id);
-        let is_whole = std::fs::metadata(&path).is_ok_and(|it| it.len() == record.facts.key_len);
-        if is_whole && ready.len() < parts.wanted {
-            ready.push(record);
-        } else {
-            erase(parts, &record.id);
-        }
-    }
-    // There is no directory before the first key set.
-    for entry in std::fs::read_dir(&parts.directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if !ready.iter().any(|record| file(&parts.directory, &record.id) == path) {
-            remove(&path);
-        }
-    }
-    Ok(ready)
 }

@@ -15,7 +15,7 @@ pub use self::ckks::{CkksCard, CkksFeature, CkksKind, Method};
 pub(crate) use self::tfhe::MESSAGES;
 pub(crate) use self::tfhe::{Fields, SCORE_BITS};
 pub use self::tfhe::{MAX_BOOTSTRAPS, MAX_THRESHOLD_FEATURES, ModelKind, TfheCard};
-use crate::context::{Context, ContextDigest};
+use crate::context::{Context, ContextDigest, MAX_CKKS_RESULTS};
 use crate::error::ModelError;
 use crate::window::{MAX_CHANNELS, MAX_SAMPLES, Window};
 
@@ -152,6 +152,15 @@ impl ModelCard {
         match self {
             Self::Tfhe(_) => 1.0,
             Self::Ckks(card) => card.precision(),
+        }
+    }
+
+    /// Most results that one set of keys may decrypt; `u64::MAX` where nothing is lost by decrypting.
+    #[must_use]
+    pub fn max_results(&self) -> u64 {
+        match self {
+            Self::Tfhe(_) => u64::MAX,
+            Self::Ckks(_) => MAX_CKKS_RESULTS,
         }
     }
 

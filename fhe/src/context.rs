@@ -191,6 +191,10 @@ pub enum ContextError {
     Unsupported,
 }
 
+/// Most results that one set of CKKS keys decrypts: what is released of each tells a little of its
+/// error, and with that of the key (`docs/ckks.md`).
+pub const MAX_CKKS_RESULTS: u64 = 1000;
+
 /// A scheme with its parameters. Public; named by its digest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Context {

@@ -32,7 +32,9 @@ pub use card::{
 };
 #[cfg(feature = "client")]
 pub use client::{Engine, EngineError, Entropy, EntropyError, ExposedKeys, KeySeed, setup};
-pub use context::{CkksParameters, Context, ContextDigest, ContextError, MAX_LOG2_FAILURE};
+pub use context::{
+    CkksParameters, Context, ContextDigest, ContextError, MAX_CKKS_RESULTS, MAX_LOG2_FAILURE,
+};
 pub use error::{FormatError, ModelError};
 pub use model::{MAX_MODEL_LEN, Model};
 #[cfg(feature = "server")]

@@ -1,4 +1,4 @@
-//! The compute server: `moai-server` with its configuration.
+//! The compute server with its configuration: `moai-server`, or the TenSEAL server for CKKS.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,9 @@ use crate::mqtt::Client;
 use crate::onboard::SLOW;
 use crate::pki::Pki;
 use crate::process::{Finished, Launch, Process, STEP, binary};
+use crate::reference::Scheme;
 use crate::settings::{Settings, quoted};
+use crate::tenseal;
 
 /// The filter under which workers say that they are up.
 pub const WORKER_STATUS: &str = "moai/v1/workers/+/status";
@@ -18,6 +20,7 @@ pub const WORKER_STATUS: &str = "moai/v1/workers/+/status";
 /// A compute server.
 #[derive(Debug)]
 pub struct Compute {
+    scheme: Scheme,
     directory: PathBuf,
     settings: Settings,
     process: Option<Process>,
@@ -31,13 +34,14 @@ impl Compute {
     /// # Errors
     /// The configuration cannot be written, or a snippet is not TOML.
     pub fn new(
+        scheme: Scheme,
         directory: &Path,
         broker_port: u16,
         pki: &Pki,
         models: &Path,
         server_toml: &[String],
     ) -> Result<Self> {
-        Self::named(SERVER, directory, broker_port, pki, models, server_toml)
+        Self::named(scheme, SERVER, directory, broker_port, pki, models, server_toml)
     }
 
     /// The same for a server that the broker knows under this name.
@@ -45,6 +49,7 @@ impl Compute {
     /// # Errors
     /// The configuration cannot be written, or a snippet is not TOML.
     pub fn named(
+        scheme: Scheme,
         name: &str,
         directory: &Path,
         broker_port: u16,
@@ -63,15 +68,18 @@ impl Compute {
              [audit]\npath = {audit}\n\
              [broker]\nhost = \"localhost\"\nport = {broker_port}\n\
              ca = {ca}\ncertificate = {certificate}\nkey = {key}\n\
-             [log]\nlevel = \"trace\"\n",
+             [log]\nlevel = {level:?}\n",
             models = quoted(models),
             signing_key = quoted(&pki.signing_key()),
             audit = quoted(&directory.join("audit.jsonl")),
             ca = quoted(&credentials.ca),
             certificate = quoted(&credentials.certificate),
             key = quoted(&credentials.key),
+            level = if scheme == Scheme::Tfhe { "trace" } else { "debug" },
         ))?;
-        if !server_toml.iter().any(|snippet| snippet.contains("[store]")) {
+        // The TenSEAL server keeps its sessions in memory.
+        if scheme == Scheme::Tfhe && !server_toml.iter().any(|snippet| snippet.contains("[store]"))
+        {
             let store = quoted(&directory.join("store"));
             settings.overlay(&format!("[store]\npath = {store}\n"))?;
         }
@@ -79,6 +87,7 @@ impl Compute {
             settings.overlay(snippet)?;
         }
         let compute = Self {
+            scheme,
             directory: directory.to_owned(),
             settings,
             process: None,
@@ -198,8 +207,12 @@ impl Compute {
     }
 
     fn launch(&self, name: &str, arguments: &[&str]) -> Result<Launch> {
-        Ok(Launch::new(name, &binary("moai-server")?, &self.directory.join("logs"))
-            .args(["--config".as_ref(), self.config_file().as_os_str()])
-            .args(arguments))
+        let launch = match self.scheme {
+            Scheme::Tfhe => {
+                Launch::new(name, &binary("moai-server")?, &self.directory.join("logs"))
+            }
+            Scheme::Ckks => tenseal::module(name, "moai_tenseal", &self.directory)?,
+        };
+        Ok(launch.args(["--config".as_ref(), self.config_file().as_os_str()]).args(arguments))
     }
 }

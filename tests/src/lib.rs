@@ -46,6 +46,7 @@ pub mod proxy;
 pub mod python;
 pub mod recordings;
 pub mod redis;
+pub mod reference;
 pub mod robot;
 pub mod scan;
 pub mod settings;

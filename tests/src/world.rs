@@ -12,6 +12,7 @@ use crate::mqtt::{Address, Client};
 use crate::pki::Pki;
 use crate::proxy::Proxy;
 use crate::redis::Redis;
+use crate::reference::Scheme;
 use crate::robot::{Blueprint, IdentityKey, Robot};
 
 /// The identity of the first robot.
@@ -48,7 +49,8 @@ pub struct World {
 pub struct Builder {
     identity: String,
     other_robots: Vec<String>,
-    models: PathBuf,
+    scheme: Scheme,
+    models: Option<PathBuf>,
     agent_toml: Vec<String>,
     server_toml: Vec<String>,
     onboard_broker: String,
@@ -82,7 +84,8 @@ impl World {
         Builder {
             identity: IDENTITY.to_owned(),
             other_robots: Vec::new(),
-            models: crate::repository().join("server/models"),
+            scheme: Scheme::Tfhe,
+            models: None,
             agent_toml: Vec::new(),
             server_toml: Vec::new(),
             onboard_broker: String::new(),
@@ -192,10 +195,17 @@ impl Builder {
         self
     }
 
+    /// A compute server for models of this scheme instead of TFHE.
+    #[must_use]
+    pub fn scheme(mut self, scheme: Scheme) -> Self {
+        self.scheme = scheme;
+        self
+    }
+
     /// The directory of models instead of the repository's.
     #[must_use]
     pub fn models(mut self, directory: &Path) -> Self {
-        directory.clone_into(&mut self.models);
+        self.models = Some(directory.to_owned());
         self
     }
 
@@ -300,9 +310,10 @@ impl Builder {
         } else {
             None
         };
+        let models = self.models.unwrap_or_else(|| self.scheme.models());
         let new = |name: &str| {
             let (directory, port) = (directory.join(name), broker.port());
-            Compute::named(name, &directory, port, &pki, &self.models, &server_toml)
+            Compute::named(self.scheme, name, &directory, port, &pki, &models, &server_toml)
         };
         let compute = new(SERVER)?;
         let others = names.iter().map(|name| new(name)).collect::<Result<_>>()?;

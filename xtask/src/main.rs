@@ -40,7 +40,7 @@ enum Command {
     /// recorded force and torque readings. Needs no configuration and leaves nothing running.
     #[command(after_help = "`cargo xtask demo -- --help` lists the options of the demo itself.")]
     Demo {
-        /// Options of the demo itself, such as --all.
+        /// Options of the demo itself, such as --all or --scheme ckks.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -107,7 +107,12 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo { arguments } => become_binary(Purpose::Demo, "moai-demo", &arguments),
+        Command::Demo { arguments } => {
+            // What else may stand there is the demo's to judge.
+            let is_ckks = arguments.iter().any(|argument| argument.ends_with("ckks"));
+            let purpose = if is_ckks { Purpose::CkksDemo } else { Purpose::Demo };
+            become_binary(purpose, "moai-demo", &arguments)
+        }
         Command::Bench { arguments } => become_binary(Purpose::Bench, "moai-bench", &arguments),
         Command::Test { faults: true, filters } => {
             become_binary(Purpose::Test, "moai-faults", &filters)

@@ -20,6 +20,8 @@ use crate::helm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Demo,
+    /// The demo with the scheme CKKS.
+    CkksDemo,
     Bench,
     Test,
     Cross,
@@ -97,7 +99,7 @@ const NEEDS: [Need; 21] = [
     Need {
         what: "Python's venv, in which TenSEAL and moto run, the CKKS server and the AWS KMS",
         package: "python3-venv",
-        purposes: &[Purpose::Test, Purpose::Bench],
+        purposes: &[Purpose::Test, Purpose::Bench, Purpose::CkksDemo],
         is_there: has_venv,
     },
     Need {
@@ -246,7 +248,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         helm::install()?;
         OELINT.install()?;
     }
-    if matches!(purpose, Purpose::Test | Purpose::Bench | Purpose::All) {
+    if matches!(purpose, Purpose::Test | Purpose::Bench | Purpose::CkksDemo | Purpose::All) {
         TENSEAL.install()?;
     }
     Ok(())
@@ -319,7 +321,8 @@ mod tests {
     fn a_demo_asks_for_less_than_tests_and_everything_for_all() {
         let common = || NEEDS.iter().filter(|need| need.purposes.is_empty()).count();
         let count = |purpose| NEEDS.iter().filter(|need| need.concerns(purpose)).count();
-        assert!(count(Purpose::Demo) < count(Purpose::Test));
+        assert!(count(Purpose::Demo) < count(Purpose::CkksDemo));
+        assert!(count(Purpose::CkksDemo) < count(Purpose::Test));
         let cross = NEEDS.iter().filter(|need| need.purposes == [Purpose::Cross]).count();
         assert_eq!(count(Purpose::All), NEEDS.len() - cross, "only who asks for it gets compilers");
         assert_eq!(count(Purpose::Cross), cross + common());

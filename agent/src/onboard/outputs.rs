@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Number;
 
 /// What a task is doing, as its retained `state` topic says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,9 +34,10 @@ pub struct Answer {
     pub model: String,
     /// The decision.
     pub label: String,
-    /// What it follows from, if the task was opened with scores: one integer a label but the first.
+    /// What it follows from, if the task was opened with scores: a number for each label but the
+    /// first, an integer under TFHE and a multiple of the model's precision under CKKS.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scores: Option<Vec<i32>>,
+    pub scores: Option<Vec<Number>>,
     /// Where the time went.
     pub timing: Timing,
     /// What crossed the wire.

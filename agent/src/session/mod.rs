@@ -37,7 +37,6 @@ use crate::onboard::ReplyTo;
 use crate::services::{SeedError, Services};
 use crate::spool::SpoolError;
 use crate::ttl::TtlClass;
-use crate::uplink::context_id;
 use crate::vault::{EndedFacts, Release, SessionFacts, SessionRecord, VaultError};
 
 pub use self::farewell::bid;
@@ -236,7 +235,7 @@ pub async fn open(
     if *services.registry.held().borrow() {
         return Err(StartError::Held);
     }
-    let warm = services.warm.take(context_id(&purpose.card)).await;
+    let warm = services.warm.take(purpose.card.to_context()).await;
     let lifetime = services.lifetimes.of(purpose.ttl);
     let Purpose { task, card, ttl, release } = purpose;
     let clock = &services.clock;
@@ -311,7 +310,7 @@ async fn start(
     let (requests, receiver) = mpsc::channel(REQUEST_QUEUE_LEN);
     let (crowding, crowded) = watch::channel(false);
     let id = record.id.clone();
-    let budget = services.decryption_budget;
+    let budget = services.budget(&record.facts.card);
     let is_countable = record.facts.era == services.spool.era();
     let room = if is_countable { budget.saturating_sub(issued) } else { 0 };
     let actor = actor::Actor::new(

@@ -24,7 +24,7 @@ impl Catalogue {
         self.0.keys()
     }
 
-    pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, String> {
         let cards: Vec<ModelCard> =
             ciborium::from_reader(body).map_err(|error| error.to_string())?;
         if cards.len() > MAX_MODELS {

@@ -19,11 +19,8 @@ use zeroize::Zeroizing;
 use crate::card::{CkksCard, Inputs, Method, ModelCard, Scores};
 use crate::client::stack::scrubbed;
 use crate::client::{Engine, EngineError, Entropy, EntropyError, ExposedKeys, KeySeed};
-use crate::context::{CkksParameters, Context, ContextDigest};
+use crate::context::{CkksParameters, Context, ContextDigest, MAX_CKKS_RESULTS};
 use crate::error::{FormatError, ModelError};
-
-/// Most results that one set of keys decrypts while this process runs.
-const MAX_RESULTS: u32 = 1000;
 
 /// The CKKS engine with the secret key of one session.
 pub(crate) struct CkksEngine {
@@ -60,7 +57,10 @@ impl CkksEngine {
         Ok(Self {
             context: digest,
             selection,
-            budget: Mutex::new(Budget::of_results(MAX_RESULTS)),
+            // Counted while this process runs; who keeps the session counts over restarts.
+            budget: Mutex::new(Budget::of_results(
+                u32::try_from(MAX_CKKS_RESULTS).unwrap_or(u32::MAX),
+            )),
             secret,
             seed: derived,
             flooding: derive("flooding", digest, seed),

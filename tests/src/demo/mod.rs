@@ -15,21 +15,20 @@ pub mod statistics;
 pub mod summary;
 pub mod table;
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use moai_fhe::Model;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::console::Steps;
-use self::options::{Options, Question};
+use self::options::Options;
 use self::play::Job;
 use self::selection::Grasp;
 use self::site::{Opening, STEPS, Site};
 use self::summary::Summary;
+use crate::reference::{Reference, Scheme};
 
 /// Some encrypted decision was not the plaintext model's.
 const DISAGREEMENT: u8 = 1;
@@ -70,20 +69,21 @@ pub async fn main() -> ExitCode {
 
 async fn run(options: &Options) -> Result<End> {
     let mut interrupts = Interrupts::new()?;
-    let model = model(options.model)?;
+    let scheme = options.scheme;
+    let model = Reference::load(scheme, options.model.model(scheme)?)?;
     let grasps = selection::load()?;
     let wanted = if options.all { grasps.len() } else { options.trials.into() };
     let grasps = selection::stratified(&grasps, wanted);
     println!(
         "A robot asks a model on a server about {} recorded grasps: {}?\n\
-         The robot encrypts, the server computes on ciphertext, the robot decrypts. Every part is\n\
-         a real process on this machine, and all of them are stopped at the end.\n",
+         The robot encrypts with {scheme}, the server computes on ciphertext, the robot decrypts.\n\
+         Every part is a real process on this machine, and all of them are stopped at the end.\n",
         grasps.len(),
         alternatives(model.card().labels())
     );
     let scratch = site::scratch(options.keep)?;
     let directory = options.keep.then(|| scratch.path().to_owned());
-    let outcome = perform(scratch, &model, grasps, &mut interrupts).await;
+    let outcome = perform(scratch, scheme, &model, grasps, &mut interrupts).await;
     if let Some(directory) = directory {
         println!("  Configurations, state and logs are kept in {}", directory.display());
     }
@@ -96,13 +96,14 @@ async fn run(options: &Options) -> Result<End> {
 /// Starts the processes, plays the grasps and stops the processes; or stops early at a signal.
 async fn perform(
     scratch: tempfile::TempDir,
-    model: &Model,
+    scheme: Scheme,
+    model: &Reference,
     grasps: Vec<Grasp>,
     interrupts: &mut Interrupts,
 ) -> Result<Result<(Opening, Vec<Job>), SignalKind>> {
     let mut steps = Steps::new(STEPS);
     let site = tokio::select! {
-        site = Site::start(scratch, &mut steps) => site?,
+        site = Site::start(scratch, scheme, &mut steps) => site?,
         kind = interrupts.next() => return Ok(Err(kind)),
     };
     let played = tokio::select! {
@@ -121,7 +122,7 @@ async fn perform(
 
 async fn play_all(
     site: &Site,
-    model: &Model,
+    model: &Reference,
     grasps: Vec<Grasp>,
     steps: &mut Steps,
 ) -> Result<(Opening, Vec<Job>)> {
@@ -131,7 +132,7 @@ async fn play_all(
 }
 
 /// Prints the table, writes the report, gives the verdict.
-async fn conclude(model: Model, opening: Opening, jobs: Vec<Job>) -> Result<End> {
+async fn conclude(model: Reference, opening: Opening, jobs: Vec<Job>) -> Result<End> {
     let (summary, jobs) = tokio::task::spawn_blocking(move || {
         Summary::new(&model, opening, &jobs).map(|summary| (summary, jobs))
     })
@@ -146,16 +147,6 @@ async fn conclude(model: Model, opening: Opening, jobs: Vec<Job>) -> Result<End>
         eprintln!("\nEncrypted and plaintext model disagree:\n{disagreements}");
     }
     Ok(End::Done { agreed: disagreements.is_empty() })
-}
-
-/// The model that answers a question, with its tables: the server's file.
-///
-/// # Errors
-/// The file is missing or no model.
-pub fn model(question: Question) -> Result<Model> {
-    let path = crate::repository().join(format!("server/models/{question}.json"));
-    let json = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Model::from_json(&json).with_context(|| format!("{} is no model", path.display()))
 }
 
 /// `a, b or c`.

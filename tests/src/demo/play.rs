@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use moai_fhe::{Model, Window};
 use moai_transport::frame::Frame;
 use serde::Deserialize;
 
@@ -18,7 +17,7 @@ use super::site::{JOBS, Site, TASK};
 use super::statistics::readable;
 use crate::onboard::SLOW;
 use crate::peek::peek;
-use crate::recordings::{CHANNELS, SAMPLES};
+use crate::reference::Reference;
 
 /// The agent's answer, as it comes over the onboard API.
 #[derive(Debug, Clone, Deserialize)]
@@ -145,7 +144,7 @@ impl Job {
 ///
 /// # Errors
 /// The agent refuses an input, does not answer in time, or a process ends.
-pub async fn play(site: &Site, model: &Model, grasps: Vec<Grasp>) -> Result<Vec<Job>> {
+pub async fn play(site: &Site, model: &Reference, grasps: Vec<Grasp>) -> Result<Vec<Job>> {
     let progress = Progress::new(grasps.len());
     let mut jobs: Vec<Job> = Vec::with_capacity(grasps.len());
     for grasp in grasps {
@@ -161,8 +160,8 @@ pub async fn play(site: &Site, model: &Model, grasps: Vec<Grasp>) -> Result<Vec<
     Ok(jobs)
 }
 
-async fn play_one(site: &Site, model: &Model, grasp: Grasp) -> Result<Job> {
-    let clear = decide(model, &grasp)?;
+async fn play_one(site: &Site, model: &Reference, grasp: Grasp) -> Result<Job> {
+    let clear = model.label(&grasp.trial)?;
     let truth = truth(model, &grasp);
     let onboard = &site.robot.onboard;
     for sample in &grasp.trial.samples {
@@ -202,17 +201,9 @@ async fn intercept(site: &Site, answer: &Answer) -> Result<Vec<u8>> {
     Ok(frame.body)
 }
 
-/// The decision of the plaintext model.
-fn decide(model: &Model, grasp: &Grasp) -> Result<String> {
-    let values = grasp.trial.samples.as_flattened().iter().copied();
-    let window = Window::new(SAMPLES, CHANNELS, values)?;
-    let scores = model.evaluate_clear(&model.card().inputs(&window)?)?;
-    Ok(model.card().label(&scores).to_owned())
-}
-
 /// The label of a grasp in the model's words: a model with two classes calls everything but the
 /// first a failure.
-fn truth(model: &Model, grasp: &Grasp) -> String {
+fn truth(model: &Reference, grasp: &Grasp) -> String {
     let labels = model.card().labels();
     let outcome = grasp.outcome.to_string();
     if labels.contains(&outcome) { outcome } else { labels.last().cloned().unwrap_or_default() }
@@ -223,7 +214,8 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::demo::{model, options::Question, selection};
+    use crate::demo::selection;
+    use crate::reference::Scheme;
 
     /// The first recording, a normal one, with these decisions.
     pub(crate) fn example(encrypted: &str, clear: &str) -> Job {
@@ -252,11 +244,11 @@ pub(crate) mod tests {
     /// Both models were trained on these trials, so the plaintext decisions are the labels.
     #[test]
     fn plaintext_decisions_are_the_labels_in_the_models_words() {
-        for question in [Question::Grasp, Question::Failure] {
-            let model = model(question).unwrap();
+        for id in ["grasp", "failure"] {
+            let model = Reference::load(Scheme::Tfhe, id).unwrap();
             for grasp in selection::load().unwrap() {
-                let decision = decide(&model, &grasp).unwrap();
-                assert_eq!(decision, truth(&model, &grasp), "{} {question}", grasp.name);
+                let decision = model.label(&grasp.trial).unwrap();
+                assert_eq!(decision, truth(&model, &grasp), "{} {id}", grasp.name);
             }
         }
     }

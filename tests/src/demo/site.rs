@@ -20,6 +20,7 @@ use crate::mqtt::{Address, Client};
 use crate::onboard::SLOW;
 use crate::pki::Pki;
 use crate::process::Process;
+use crate::reference::Scheme;
 use crate::robot::{Blueprint, IdentityKey, Robot};
 use crate::world::IDENTITY;
 
@@ -74,7 +75,7 @@ impl Site {
     ///
     /// # Errors
     /// A process does not come up; the error names the step and shows the process's log.
-    pub async fn start(scratch: TempDir, steps: &mut Steps) -> Result<Self> {
+    pub async fn start(scratch: TempDir, scheme: Scheme, steps: &mut Steps) -> Result<Self> {
         let directory = scratch.path().canonicalize()?;
         let (pki, broker) = steps
             .run("uplink broker", uplink(&directory), |(_, broker)| {
@@ -82,7 +83,7 @@ impl Site {
             })
             .await?;
         let (operator, compute) = steps
-            .run("moai-server", server(&directory, &pki, &broker), |(_, compute)| {
+            .run(server_name(scheme), server(scheme, &directory, &pki, &broker), |(_, compute)| {
                 format!("compute server, has no decryption key{}", pid(compute.process()))
             })
             .await?;
@@ -129,7 +130,7 @@ impl Site {
         let generation = started.elapsed();
         let active = self.unless_ended(self.robot.onboard.state(TASK, "active"));
         steps
-            .run("upload evaluation key", active, |_| {
+            .run("upload evaluation keys", active, |_| {
                 let size = megabytes(manifest.key_len);
                 format!("{size}, checked and registered by the server")
             })
@@ -173,7 +174,19 @@ async fn uplink(directory: &Path) -> Result<(Pki, Broker)> {
     Ok((pki, broker))
 }
 
-async fn server(directory: &Path, pki: &Pki, broker: &Broker) -> Result<(Client, Compute)> {
+fn server_name(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Tfhe => "moai-server",
+        Scheme::Ckks => "TenSEAL server",
+    }
+}
+
+async fn server(
+    scheme: Scheme,
+    directory: &Path,
+    pki: &Pki,
+    broker: &Broker,
+) -> Result<(Client, Compute)> {
     let operator = Client::connect(Address {
         port: broker.port(),
         credentials: Some(pki.client(OPERATOR)?),
@@ -181,9 +194,9 @@ async fn server(directory: &Path, pki: &Pki, broker: &Broker) -> Result<(Client,
     })
     .await?;
     operator.subscribe(WORKER_STATUS).await?;
-    let models = crate::repository().join("server/models");
-    let mut compute =
-        Compute::new(&directory.join("server"), broker.port(), pki, &models, &[LOG.to_owned()])?;
+    let (directory, log) = (directory.join("server"), [LOG.to_owned()]);
+    let models = scheme.models();
+    let mut compute = Compute::new(scheme, &directory, broker.port(), pki, &models, &log)?;
     compute.start(&operator).await?;
     Ok((operator, compute))
 }

@@ -1,13 +1,14 @@
 //! The figures of a run, computed once for table and report.
 
 use anyhow::{Context, Result};
-use moai_fhe::Model;
+use moai_fhe::{CkksKind, Method, ModelCard};
 
 use super::naive;
 use super::play::{Bytes, Job, Part};
 use super::site::Opening;
 use super::statistics::{Distribution, readable};
 use crate::recordings::{CHANNELS, SAMPLES};
+use crate::reference::{Reference, Scheme};
 
 /// Readings in a window.
 pub const READINGS: u64 = (SAMPLES * CHANNELS) as u64;
@@ -21,8 +22,10 @@ pub struct Summary {
     pub labels: Vec<String>,
     /// Features it looks at.
     pub features: u64,
-    /// Programmable bootstraps of one evaluation.
-    pub bootstraps: usize,
+    /// How it is encrypted.
+    pub scheme: Scheme,
+    /// What one evaluation is, for people.
+    pub evaluation: String,
     /// Its accuracy on trials it was not trained on, as the training wrote it.
     pub cross_validated: String,
     /// Number of jobs.
@@ -33,8 +36,8 @@ pub struct Summary {
     pub right: usize,
     /// The largest of each.
     pub bytes: Bytes,
-    /// Bytes of one reading as a `CompressedFheInt16`.
-    pub naive_reading: u64,
+    /// Bytes of one reading as a `CompressedFheInt16`; under TFHE only.
+    pub naive_reading: Option<u64>,
     /// Keys.
     pub opening: Opening,
     times: Vec<(Part, Distribution)>,
@@ -45,9 +48,13 @@ impl Summary {
     ///
     /// # Errors
     /// There was no job, or the naive encoding cannot be measured.
-    pub fn new(model: &Model, opening: Opening, jobs: &[Job]) -> Result<Self> {
+    pub fn new(model: &Reference, opening: Opening, jobs: &[Job]) -> Result<Self> {
         let card = model.card();
-        let provenance = model.provenance().get("cross_validated_accuracy");
+        let provenance = model.provenance("cross_validated_accuracy").unwrap_or("unknown");
+        let scheme = match card {
+            ModelCard::Tfhe(_) => Scheme::Tfhe,
+            ModelCard::Ckks(_) => Scheme::Ckks,
+        };
         let largest = |a: Bytes, b: Bytes| Bytes {
             ciphertext_up: a.ciphertext_up.max(b.ciphertext_up),
             ciphertext_down: a.ciphertext_down.max(b.ciphertext_down),
@@ -63,13 +70,14 @@ impl Summary {
             model: card.id().to_owned(),
             labels: card.labels().to_vec(),
             features: card.feature_count() as u64,
-            bootstraps: card.bootstraps(),
-            cross_validated: provenance.cloned().unwrap_or_else(|| "unknown".to_owned()),
+            scheme,
+            evaluation: evaluation(card),
+            cross_validated: provenance.to_owned(),
             jobs: jobs.len(),
             agree: jobs.iter().filter(|job| job.agrees()).count(),
             right: jobs.iter().filter(|job| job.is_right()).count(),
             bytes: bytes.context("there was no job")?,
-            naive_reading: naive::bytes_per_reading()?,
+            naive_reading: (scheme == Scheme::Tfhe).then(naive::bytes_per_reading).transpose()?,
             opening,
             times,
         })
@@ -91,13 +99,24 @@ impl Summary {
 
     /// Bytes of a window's readings, each as a `CompressedFheInt16`.
     #[must_use]
-    pub fn naive_window(&self) -> u64 {
-        self.naive_reading * READINGS
+    pub fn naive_window(&self) -> Option<u64> {
+        Some(self.naive_reading? * READINGS)
     }
 
     /// Bytes of the model's features, each as a `CompressedFheInt16`.
     #[must_use]
-    pub fn naive_features(&self) -> u64 {
-        self.naive_reading * self.features
+    pub fn naive_features(&self) -> Option<u64> {
+        Some(self.naive_reading? * self.features)
+    }
+}
+
+fn evaluation(card: &ModelCard) -> String {
+    match card {
+        ModelCard::Tfhe(_) => format!("{} programmable bootstraps", card.bootstraps()),
+        ModelCard::Ckks(card) => match (card.kind(), card.method()) {
+            (CkksKind::Linear, Method::Dot) => "a dot product for each score".to_owned(),
+            (CkksKind::Linear, _) => "a product with a matrix".to_owned(),
+            _ => "two layers with squares between".to_owned(),
+        },
     }
 }

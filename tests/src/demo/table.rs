@@ -12,7 +12,7 @@ pub fn text(summary: &Summary) -> String {
     let s = summary;
     let bytes = &s.bytes;
     let mut rows = vec![
-        ("jobs", format!("{}, one at a time, model \"{}\"", s.jobs, s.model)),
+        ("jobs", format!("{}, one at a time, model \"{}\" under {}", s.jobs, s.model, s.scheme)),
         ("encrypted = plaintext model", format!("{} of {}", s.agree, s.jobs)),
         (
             "accuracy against the labels",
@@ -44,28 +44,25 @@ pub fn text(summary: &Summary) -> String {
             "  the readings in plaintext",
             format!("{} B ({READINGS} numbers of 64 bits)", grouped(bytes.plain)),
         ),
-        (
-            "  the readings, naive encoding",
-            format!(
-                "{} B ({READINGS} CompressedFheInt16 of {} B)",
-                grouped(s.naive_window()),
-                grouped(s.naive_reading)
-            ),
-        ),
-        (
-            "  the features, naive encoding",
-            format!("{} B ({} CompressedFheInt16)", grouped(s.naive_features()), s.features),
-        ),
-        (
-            "evaluation key, per session",
-            format!(
-                "{} B, generated in {}, uploaded and registered in {}",
-                grouped(s.opening.key_bytes),
-                readable(s.opening.generation),
-                readable(s.opening.upload)
-            ),
-        ),
     ];
+    if let (Some(reading), Some(window), Some(features)) =
+        (s.naive_reading, s.naive_window(), s.naive_features())
+    {
+        let (window, reading) = (grouped(window), grouped(reading));
+        let text = format!("{window} B ({READINGS} CompressedFheInt16 of {reading} B)");
+        rows.push(("  the readings, naive encoding", text));
+        let text = format!("{} B ({} CompressedFheInt16)", grouped(features), s.features);
+        rows.push(("  the features, naive encoding", text));
+    }
+    rows.push((
+        "evaluation keys, per session",
+        format!(
+            "{} B, generated in {}, uploaded and registered in {}",
+            grouped(s.opening.key_bytes),
+            readable(s.opening.generation),
+            readable(s.opening.upload)
+        ),
+    ));
     let latency = |part| format!("{:>8}  {:>8}", s.percentile(part, 50), s.percentile(part, 99));
     rows.push(("latency", format!("{:>8}  {:>8}", "p50", "p99")));
     rows.push(("  last sample to decision", latency(Part::Total)));

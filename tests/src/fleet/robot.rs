@@ -117,6 +117,8 @@ impl Robot {
             custodian: Arc::clone(&custodian),
             clock: Arc::clone(&clock),
             registry: registry.clone(),
+            catalogue: uplink.catalogue(),
+            declared: Vec::new(),
         };
         let services = Arc::new(Services {
             clock,

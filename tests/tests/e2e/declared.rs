@@ -10,7 +10,9 @@ use moai_tests::recordings::{CHANNELS, Trial};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
-use crate::stage::{ARM, PlaintextModel, QUICK, start, trials};
+use moai_tests::reference::{Reference, Scheme};
+
+use crate::stage::{ARM, QUICK, start, trials};
 
 const FORCE: &str = "gripper/force";
 const TORQUE: &str = "gripper/torque";
@@ -56,7 +58,7 @@ async fn next_on(onboard: &Onboard, topic: &str) -> Result<Message> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_declared_task_reads_topics_that_exist_and_stays_open() -> Result<()> {
     let mut stage = start(World::builder().agent_toml(ON_EXISTING_TOPICS)).await?;
-    let plaintext = PlaintextModel::load(QUICK)?;
+    let plaintext = Reference::load(Scheme::Tfhe, QUICK)?;
     stage.robot.onboard.client.subscribe(DECISIONS).await?;
     stage.active_session().await?;
     for trial in &trials()?[..2] {
@@ -120,7 +122,7 @@ async fn every_format_is_answered_and_whoever_asks_gets_a_reply() -> Result<()> 
     assert_eq!((&state["state"], &correlation[..]), (&json!("active"), &b"open"[..]));
 
     let trial = trials()?.into_iter().next().context("there are recordings")?;
-    let label = PlaintextModel::load(QUICK)?.label(&trial)?;
+    let label = Reference::load(Scheme::Tfhe, QUICK)?.label(&trial)?;
     let values = || trial.samples.as_flattened().iter().copied();
     let mut cbor = Vec::new();
     ciborium::into_writer(&json!({ "samples": trial.samples }), &mut cbor)?;

@@ -5,6 +5,7 @@
 mod attestation;
 mod audit;
 mod chart;
+mod ckks;
 mod configuration;
 mod custodians;
 mod custody;

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use moai_tests::World;
 use moai_tests::recordings::{Outcome, Trial};
+use moai_tests::reference::{Reference, Scheme};
 use serde_json::json;
 
-use crate::stage::{PlaintextModel, start, trials};
+use crate::stage::{start, trials};
 
 /// Two trials of each class.
-fn some_of_each() -> Result<Vec<Trial>> {
+pub(crate) fn some_of_each() -> Result<Vec<Trial>> {
     const EACH: usize = 2;
     let mut taken: BTreeMap<Outcome, usize> = BTreeMap::new();
     let mut some = trials()?;
@@ -29,7 +30,7 @@ async fn every_model_decides_on_ciphertext_what_it_decides_on_plaintext() -> Res
     let stage = start(World::builder()).await?;
     let onboard = &stage.robot.onboard;
     for model in ["grasp", "failure", "force-alarm"] {
-        let plaintext = PlaintextModel::load(model)?;
+        let plaintext = Reference::load(Scheme::Tfhe, model)?;
         onboard.open(model, model).await?;
         onboard.state(model, "active").await?;
         let mut labels = BTreeSet::new();

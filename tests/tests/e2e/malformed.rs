@@ -5,7 +5,9 @@ use moai_tests::World;
 use moai_tests::recordings::{CHANNELS, SAMPLES, Trial};
 use serde_json::json;
 
-use crate::stage::{ARM, PlaintextModel, QUICK, start};
+use moai_tests::reference::{Reference, Scheme};
+
+use crate::stage::{ARM, QUICK, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_input_is_refused_once_and_the_window_under_way_stays_right() -> Result<()> {
@@ -13,7 +15,7 @@ async fn malformed_input_is_refused_once_and_the_window_under_way_stays_right() 
     let stage = start(World::builder()).await?;
     stage.open_arm().await?;
     let onboard = &stage.robot.onboard;
-    let plaintext = PlaintextModel::load(QUICK)?;
+    let plaintext = Reference::load(Scheme::Tfhe, QUICK)?;
     // Only the last sample raises the alarm: a window with one sample too many would not have it.
     let mut trial = Trial { file: "", label: String::new(), samples: [[0; CHANNELS]; SAMPLES] };
     assert_eq!(plaintext.label(&trial)?, "clear");

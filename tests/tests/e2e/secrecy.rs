@@ -4,14 +4,16 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use moai_agent::custody::ROOT_FILE;
 use moai_agent::custody::files::read_sealed;
 use moai_agent::secrets::VaultKey;
 use moai_agent::vault::{LockedVault, SessionRecord};
+use moai_fhe::{Context, ModelCard};
 use moai_tests::World;
 use moai_tests::proxy::Direction;
 use moai_tests::recordings::SAMPLES;
+use moai_tests::reference::{Reference, Scheme};
 use moai_tests::robot::Robot;
 use moai_tests::scan::{Needles, Scanner, list};
 use moai_tpm::{Options, RootSecret, SealedRoot, Tcti, Tpm};
@@ -19,8 +21,9 @@ use moai_transport::frame::FrameKind;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::stage::{ARM, frames, start};
+use crate::stage::{ARM, QUICK, frames, start};
 
+const CKKS_MODEL: &str = "grasp-linear";
 /// A window that occurs nowhere by chance: six values a sample, each of them different.
 const INTEGERS: [i16; 6] = [-2713, 1931, -3049, 1877, -2203, 1613];
 const FRACTIONS: [f64; 6] =
@@ -87,10 +90,22 @@ fn secret_needles(
     needles.bytes("root secret", root.expose())?;
     for record in records {
         needles.bytes("session seed", record.seed.expose())?;
-        needles.bytes("key seed", record.seed.fhe_seed("tfhe").expose())?;
+        for context in [Context::tfhe(), ckks()?.to_context()] {
+            let seed = record.seed.fhe_seed(context.scheme_name());
+            needles.bytes("key seed", seed.expose())?;
+            let keys = seed.expose_keys(&context);
+            for (what, secret) in keys.coefficients.iter().chain(&keys.seeds) {
+                needles.bytes(what, secret)?;
+            }
+        }
         needles.bytes("signing key", &**record.seed.signing_seed())?;
     }
     Ok(())
+}
+
+/// The card of the model that is asked under CKKS.
+fn ckks() -> Result<ModelCard> {
+    Ok(Reference::load(Scheme::Ckks, CKKS_MODEL)?.card().clone())
 }
 
 fn scanner(root: &RootSecret, records: &[SessionRecord]) -> Result<Scanner> {
@@ -102,10 +117,20 @@ fn scanner(root: &RootSecret, records: &[SessionRecord]) -> Result<Scanner> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_and_no_reading_is_in_any_message_file_or_log() -> Result<()> {
-    let mut stage = start(World::builder().agent_stopped().proxied()).await?;
+    search_everything(Scheme::Tfhe, QUICK, 100).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn none_is_there_under_ckks_either() -> Result<()> {
+    search_everything(Scheme::Ckks, CKKS_MODEL, 5).await
+}
+
+/// Runs jobs of a model whose keys take at least so many chunks, and searches all that there is.
+async fn search_everything(scheme: Scheme, model: &str, chunks: usize) -> Result<()> {
+    let mut stage = start(World::builder().scheme(scheme).agent_stopped().proxied()).await?;
     stage.operator.subscribe("#").await?;
     stage.robot.start_agent().await?;
-    stage.open_arm().await?;
+    stage.open_arm_with(model).await?;
     let onboard = &stage.robot.onboard;
     onboard.input(ARM, &window(INTEGERS)).await?;
     onboard.input(ARM, &window(FRACTIONS)).await?;
@@ -129,7 +154,7 @@ async fn no_secret_and_no_reading_is_in_any_message_file_or_log() -> Result<()> 
     let scanner = scanner(&root, &records)?;
 
     // The capture is what it should be: keys, jobs and answers, without TLS around them.
-    assert!(frames(&stage.operator, FrameKind::Chunk).len() > 100);
+    assert!(frames(&stage.operator, FrameKind::Chunk).len() >= chunks);
     assert_eq!(frames(&stage.operator, FrameKind::Job).len(), 2);
     assert_eq!(frames(&stage.operator, FrameKind::Result).len(), 2);
     for message in stage.operator.history() {

@@ -3,13 +3,12 @@
 use std::ops::{Deref, DerefMut};
 
 use anyhow::{Context, Result};
-use moai_fhe::{Model, Window};
 use moai_tests::World;
 use moai_tests::mqtt::{Client, Message, matches};
 use moai_tests::onboard::SLOW;
 use moai_tests::peek::peek;
 use moai_tests::process::STEP;
-use moai_tests::recordings::{self, CHANNELS, SAMPLES, Trial};
+use moai_tests::recordings::{self, Trial};
 use moai_tests::world::Builder;
 use moai_transport::frame::{Frame, FrameKind};
 use moai_transport::ids::SessionId;
@@ -65,7 +64,12 @@ impl Stage {
 
     /// Opens [`ARM`] and waits until its session is active; returns the session's id.
     pub(crate) async fn open_arm(&self) -> Result<String> {
-        self.robot.onboard.open(ARM, QUICK).await?;
+        self.open_arm_with(QUICK).await
+    }
+
+    /// The same with another model.
+    pub(crate) async fn open_arm_with(&self, model: &str) -> Result<String> {
+        self.robot.onboard.open(ARM, model).await?;
         self.active_session().await
     }
 
@@ -139,24 +143,4 @@ pub(crate) fn numbers(results: &[Value]) -> Vec<u64> {
 /// All recordings whose signals differ.
 pub(crate) fn trials() -> Result<Vec<Trial>> {
     Ok(recordings::distinct(recordings::load(&recordings::directory())?))
-}
-
-/// A model as its owner has it: computing on readings in the clear.
-pub(crate) struct PlaintextModel(Model);
-
-impl PlaintextModel {
-    pub(crate) fn load(id: &str) -> Result<Self> {
-        let path = moai_tests::repository().join("server/models").join(id).with_extension("json");
-        let json =
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self(Model::from_json(&json)?))
-    }
-
-    /// What it says of a recording.
-    pub(crate) fn label(&self, trial: &Trial) -> Result<String> {
-        let card = self.0.card();
-        let values = trial.samples.as_flattened().iter().copied();
-        let inputs = card.inputs(&Window::new(SAMPLES, CHANNELS, values.map(f64::from))?)?;
-        Ok(card.label(&self.0.evaluate_clear(&inputs)?).to_owned())
-    }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ciborium::Value;
 use moai_tests::broker::{Acl, Broker, OPERATOR};
-use moai_tests::compute::WORKER_STATUS;
+use moai_tests::compute::{Compute, WORKER_STATUS};
 use moai_tests::mqtt::{Address, Client};
 use moai_tests::onboard::SLOW;
 use moai_tests::pki::{Pki, unix_now};
 use moai_tests::process::{Finished, STEP};
-use moai_tests::tenseal::{self, Tenseal};
+use moai_tests::reference::Scheme;
+use moai_tests::tenseal;
 use moai_tests::world::IDENTITY;
 use moai_transport::frame::{Frame, FrameKind};
 use moai_transport::ids::{ContextId, SessionId};
@@ -22,7 +23,7 @@ use crate::played::Played;
 
 /// A broker and a CKKS server; the fields are dropped in this order.
 struct Scene {
-    server: Tenseal,
+    server: Compute,
     operator: Client,
     broker: Broker,
     pki: Pki,
@@ -40,7 +41,8 @@ impl Scene {
         let (port, client_id) = (broker.port(), OPERATOR.to_owned());
         let operator = Client::connect(Address { port, credentials, client_id }).await?;
         operator.subscribe(WORKER_STATUS).await?;
-        let mut server = Tenseal::new(&scratch.path().join("server"), port, &pki)?;
+        let (scheme, directory) = (Scheme::Ckks, scratch.path().join("server"));
+        let mut server = Compute::new(scheme, &directory, port, &pki, &scheme.models(), &[])?;
         server.start(&operator).await?;
         Ok(Self { server, operator, broker, pki, scratch })
     }

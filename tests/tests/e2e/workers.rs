@@ -13,7 +13,9 @@ use moai_transport::chunk::{CHUNK_LEN, MAX_WINDOW};
 use moai_transport::frame::FrameKind;
 use moai_transport::message::{Have, Manifest};
 
-use crate::stage::{ARM, PlaintextModel, QUICK, Stage, frames, numbers, opens, start, trials};
+use moai_tests::reference::{Reference, Scheme};
+
+use crate::stage::{ARM, QUICK, Stage, frames, numbers, opens, start, trials};
 
 /// The worker that the last frame of this kind went to.
 fn serving(stage: &Stage, leaf: &str) -> Result<String> {
@@ -62,7 +64,7 @@ async fn workers_killed_in_mid_load_lose_and_double_no_job_and_cost_no_upload() 
 
     let results = stage.close_arm().await?;
     assert_eq!(numbers(&results), (1..=JOBS as u64).collect::<Vec<_>>());
-    let model = PlaintextModel::load(QUICK)?;
+    let model = Reference::load(Scheme::Tfhe, QUICK)?;
     for result in &results {
         let job = usize::try_from(result["job"].as_u64().context("a number")?)?;
         let expected = model.label(&trials[job - 1])?;

@@ -275,7 +275,10 @@ impl Actor {
             state: self.state().word().to_owned(),
             warm: self.record.facts.warm,
             expires_in_seconds: self.remaining().as_secs(),
-            decryptions_left: self.services.decryption_budget.saturating_sub(self.issued),
+            decryptions_left: self
+                .services
+                .budget(&self.record.facts.card)
+                .saturating_sub(self.issued),
             upload,
             waiting: self.jobs.len() + self.outbox.pending(),
         };

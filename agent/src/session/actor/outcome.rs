@@ -9,8 +9,10 @@
 
 use std::time::Duration;
 
+use moai_fhe::ModelCard;
 use moai_transport::ids::JobNumber;
 use moai_transport::message::ErrorCode;
+use serde_json::Number;
 use tokio::time::Instant;
 
 use super::Actor;
@@ -50,7 +52,9 @@ impl Actor {
         let label = card.label(&scores).to_owned();
         let scores = match self.record.facts.release {
             Release::Label => None,
-            Release::Scores => Some(scores.values().to_vec()),
+            Release::Scores => {
+                Some(scores.values().iter().map(|score| in_units(*score, card)).collect())
+            }
         };
         let decrypt = start.elapsed();
         let made = job.made.as_ref();
@@ -131,5 +135,15 @@ pub(super) fn refusal_code(code: ErrorCode) -> Code {
         ErrorCode::TooLarge => Code::TooLarge,
         ErrorCode::IdentityMismatch => Code::IdentityMismatch,
         _ => Code::ServerRefused,
+    }
+}
+
+/// A score as the model means it.
+fn in_units(score: i32, card: &ModelCard) -> Number {
+    match card {
+        ModelCard::Tfhe(_) => score.into(),
+        // Divided, not multiplied: steps such as 0.01 are no binary fractions, but 100 is.
+        ModelCard::Ckks(_) => Number::from_f64(f64::from(score) / card.score_step().recip())
+            .unwrap_or_else(|| score.into()),
     }
 }

@@ -163,7 +163,7 @@ impl Actor {
     /// A window is a job, and on disk.
     fn placed(&mut self, window: Encrypted, number: JobNumber) {
         self.issued = number.0;
-        if self.issued == self.services.decryption_budget {
+        if self.issued == self.services.budget(&self.record.facts.card) {
             let session = self.record.id.clone();
             self.services.audit.record(AuditEvent::BudgetExhausted { session });
         }

@@ -281,6 +281,8 @@ impl World {
             custodian: Arc::clone(&custodian),
             clock: clock.clone(),
             registry: registry.clone(),
+            catalogue: uplink.catalogue(),
+            declared: Vec::new(),
         };
         let ttl = self.setting.ttl;
         let onboard =

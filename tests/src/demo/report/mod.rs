@@ -57,8 +57,8 @@ fn page(summary: &Summary, jobs: &[Job]) -> String {
          <body><main><h1>{jobs} grasps judged, no reading shown</h1>\
          <p class=\"lead\">A robot asked a model on a server whether its grasps went well. The \
          agent on the robot encrypted every window of force and torque readings; the server \
-         evaluated the model “{model}” on the ciphertext ({features} features, {bootstraps} \
-         programmable bootstraps) and returned an encrypted answer. Robot and server were separate \
+         evaluated the model “{model}” on the ciphertext ({scheme}: {features} features, \
+         {evaluation}) and returned an encrypted answer. Robot and server were separate \
          processes, connected through an MQTT broker with mutual TLS; the agent’s root secret was \
          sealed in a software TPM.</p>{cards}{sections}<footer>{footer}</footer></main></body>\
          </html>\n",
@@ -66,7 +66,8 @@ fn page(summary: &Summary, jobs: &[Job]) -> String {
         style = include_str!("style.css"),
         model = escape(&s.model),
         features = s.features,
-        bootstraps = s.bootstraps,
+        scheme = s.scheme,
+        evaluation = s.evaluation,
         cards = cards(s),
         sections = sections.concat(),
         footer = FOOTER,
@@ -102,15 +103,20 @@ fn cards(s: &Summary) -> String {
         (
             format!("{} B", grouped(s.bytes.ciphertext_up)),
             "of ciphertext up per job",
-            format!(
-                "Every reading as a CompressedFheInt16 would be {} B, {} times as much.",
-                grouped(s.naive_window()),
-                grouped(s.naive_window() / s.bytes.ciphertext_up.max(1))
-            ),
+            match s.naive_window() {
+                Some(window) => format!(
+                    "Every reading as a CompressedFheInt16 would be {} B, {} times as much.",
+                    grouped(window),
+                    grouped(window / s.bytes.ciphertext_up.max(1))
+                ),
+                None => {
+                    "Half of a ciphertext is random: it travels as a seed of 64 bytes.".to_owned()
+                }
+            },
         ),
         (
             megabytes(key.key_bytes),
-            "evaluation key, once per session",
+            "evaluation keys, once per session",
             format!(
                 "Generated in {}, uploaded and registered in {}.",
                 readable(key.generation),
@@ -193,15 +199,25 @@ fn latency_caption(s: &Summary) -> String {
 }
 
 fn wire_caption(s: &Summary) -> String {
+    let how = match s.naive_reading {
+        Some(reading) => format!(
+            "The agent sends {} quantised features instead of {READINGS} readings and packs them \
+             into one seeded ciphertext; that is why it is smaller than the plaintext. Naive: one \
+             tfhe CompressedFheInt16 a value, {} B as serialised by tfhe’s safe_serialize in this \
+             run.",
+            s.features,
+            grouped(reading)
+        ),
+        None => format!(
+            "The agent sends {} scaled features in one ciphertext, whose random half travels as a \
+             seed, and of the evaluation keys only those that the model’s rotations need.",
+            s.features
+        ),
+    };
     format!(
-        "Bytes that crossed the uplink (blue: four sizes of one job, and the key of its session) \
+        "Bytes that crossed the uplink (blue: four sizes of one job, and the keys of its session) \
          beside other ways to send the same window (grey), on a logarithmic axis that begins at \
-         one byte. The agent sends {} quantised features instead of {READINGS} readings and \
-         packs them into one seeded ciphertext; that is why it is smaller than the plaintext. \
-         Naive: one tfhe CompressedFheInt16 a value, {} B as serialised by tfhe’s safe_serialize \
-         in this run. MQTT and TLS headers are not counted.",
-        s.features,
-        grouped(s.naive_reading)
+         one byte. {how} MQTT and TLS headers are not counted."
     )
 }
 
@@ -217,15 +233,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::demo::options::Question;
     use crate::demo::play::tests::example;
     use crate::demo::site::Opening;
+    use crate::reference::{Reference, Scheme};
 
     const HOSTILE: &str = "\"'><script src=//x></script>";
 
     #[test]
     fn what_comes_from_outside_is_escaped_and_nothing_is_loaded() {
-        let model = crate::demo::model(Question::Grasp).unwrap();
+        let model = Reference::load(Scheme::Tfhe, "grasp").unwrap();
         let mut job = example(HOSTILE, HOSTILE);
         job.grasp.name = HOSTILE.to_owned();
         job.grasp.trial.label = HOSTILE.to_owned();

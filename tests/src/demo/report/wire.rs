@@ -14,26 +14,19 @@ const ROW: f64 = 38.0;
 pub(super) fn chart(summary: &Summary) -> String {
     let bytes = &summary.bytes;
     let features = summary.features;
-    let rows = [
+    let mut rows = vec![
         ("ours", "encrypted input", format!("{features} features, packed"), bytes.ciphertext_up),
         ("ours", "… in its frame", "with identity, session, digest".to_owned(), bytes.frame_up),
         ("ours", "encrypted result", "scores, packed".to_owned(), bytes.ciphertext_down),
         ("ours", "… in its frame", "with identity, session, digest".to_owned(), bytes.frame_down),
-        ("ours", "evaluation key", "once per session".to_owned(), summary.opening.key_bytes),
+        ("ours", "evaluation keys", "once per session".to_owned(), summary.opening.key_bytes),
         ("other", "readings in plaintext", format!("{READINGS} × 64 bits"), bytes.plain),
-        (
-            "other",
-            "features, naive encoding",
-            format!("{features} × CompressedFheInt16"),
-            summary.naive_features(),
-        ),
-        (
-            "other",
-            "readings, naive encoding",
-            format!("{READINGS} × CompressedFheInt16"),
-            summary.naive_window(),
-        ),
     ];
+    if let (Some(of_features), Some(window)) = (summary.naive_features(), summary.naive_window()) {
+        let detail = |values: u64| format!("{values} × CompressedFheInt16");
+        rows.push(("other", "features, naive encoding", detail(features), of_features));
+        rows.push(("other", "readings, naive encoding", detail(READINGS), window));
+    }
     let most = rows.iter().map(|row| exponent(row.3)).fold(1.0, f64::max).ceil();
     let x = |exponent: f64| LEFT + exponent / most * (RIGHT - LEFT);
     let bottom = ROW * number(rows.len()) + 6.0;
