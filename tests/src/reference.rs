@@ -44,6 +44,10 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// A released score of CKKS differs from the exact one by fewer steps: rounding, five deviations of the
+/// noise, each half a step, and the model's error.
+pub const RELEASE_STEPS: f64 = 3.1;
+
 /// A model that computes on readings.
 #[derive(Debug, Clone)]
 pub struct Reference {
@@ -143,6 +147,24 @@ impl Reference {
         self.card.labels().get(best.0).cloned().context("more scores than labels")
     }
 
+    /// The labels that a release of the scores may have for a recording: where two scores are closer to
+    /// each other than the noise of a release, either may come out ahead.
+    ///
+    /// # Errors
+    /// The model reads windows of another shape.
+    pub fn possible_labels(&self, trial: &Trial) -> Result<Vec<String>> {
+        let noise = match self.kind {
+            Kind::Tfhe(_) => 0.0,
+            Kind::Ckks(_) => RELEASE_STEPS * self.card.score_step(),
+        };
+        // The first label's score is 0, and exactly that.
+        let scores = self.scores(trial)?;
+        let lowest = scores.iter().fold(0.0, |most: f64, score| most.max(score - noise));
+        let highest = [0.0].into_iter().chain(scores.iter().map(|score| score + noise));
+        let named = self.card.labels().iter().zip(highest);
+        Ok(named.filter(|(_, most)| *most >= lowest).map(|(label, _)| label.clone()).collect())
+    }
+
     /// The scores of all labels but the first, whose score is 0.
     ///
     /// # Errors
@@ -215,6 +237,23 @@ mod tests {
             assert!((limit - our_limit).abs() < 1e-9 * limit, "{limit} {our_limit}");
             assert_eq!(ours, card);
         }
+    }
+
+    #[test]
+    fn a_decision_is_among_those_that_are_possible() {
+        let trials = recordings::distinct(recordings::load(&recordings::directory()).unwrap());
+        let mut close = 0;
+        for (scheme, id) in [(Scheme::Tfhe, "grasp"), (Scheme::Ckks, "grasp-linear")] {
+            let reference = Reference::load(scheme, id).unwrap();
+            for trial in &trials {
+                let (label, possible) =
+                    (reference.label(trial).unwrap(), reference.possible_labels(trial).unwrap());
+                assert!(possible.contains(&label), "{label} is not in {possible:?}");
+                assert!(scheme == Scheme::Ckks || possible.len() == 1, "{id}: {possible:?}");
+                close += possible.len() - 1;
+            }
+        }
+        assert!((1..20).contains(&close), "{close} decisions are close");
     }
 
     #[test]

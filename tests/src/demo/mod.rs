@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - nothing is left running, however it ends: by itself, by a signal or by an error;
-//! - it succeeds only if every encrypted decision is the plaintext model's.
+//! - it succeeds only if every encrypted decision is the plaintext model's, or one that this model
+//!   cannot tell from it within the noise that CKKS adds to what it releases.
 
 pub mod console;
 pub mod naive;

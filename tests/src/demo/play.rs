@@ -120,6 +120,8 @@ pub struct Job {
     pub truth: String,
     /// The decision of the plaintext model.
     pub clear: String,
+    /// What it cannot tell from that within the noise of a release, itself included.
+    pub possible: Vec<String>,
     /// What the agent published.
     pub answer: Answer,
     /// The encrypted input as it crossed the uplink's broker.
@@ -131,6 +133,12 @@ impl Job {
     #[must_use]
     pub fn agrees(&self) -> bool {
         self.answer.label == self.clear
+    }
+
+    /// Whether it was too close to call: they decide differently, within the noise of a release.
+    #[must_use]
+    pub fn is_close(&self) -> bool {
+        !self.agrees() && self.possible.contains(&self.answer.label)
     }
 
     /// Whether the decision is the data set's label.
@@ -151,7 +159,7 @@ pub async fn play(site: &Site, model: &Reference, grasps: Vec<Grasp>) -> Result<
         let name = grasp.name.clone();
         let job = site.unless_ended(play_one(site, model, grasp)).await;
         jobs.push(job.with_context(|| format!("job {} ({name}) failed", jobs.len() + 1))?);
-        let agree = jobs.iter().filter(|job| job.agrees()).count();
+        let agree = jobs.iter().filter(|job| job.agrees() || job.is_close()).count();
         if let Some(job) = jobs.last() {
             let time = readable(job.answer.timing.of(Part::Total));
             progress.update(jobs.len(), agree, &format!("{} in {time}", job.answer.label));
@@ -161,7 +169,7 @@ pub async fn play(site: &Site, model: &Reference, grasps: Vec<Grasp>) -> Result<
 }
 
 async fn play_one(site: &Site, model: &Reference, grasp: Grasp) -> Result<Job> {
-    let clear = model.label(&grasp.trial)?;
+    let (clear, possible) = (model.label(&grasp.trial)?, model.possible_labels(&grasp.trial)?);
     let truth = truth(model, &grasp);
     let onboard = &site.robot.onboard;
     for sample in &grasp.trial.samples {
@@ -177,7 +185,7 @@ async fn play_one(site: &Site, model: &Reference, grasp: Grasp) -> Result<Job> {
     let answer: Answer = serde_json::from_value(answer)
         .context("the agent's answer is not as docs/protocol.md has it")?;
     let ciphertext = intercept(site, &answer).await?;
-    Ok(Job { grasp, truth, clear, answer, ciphertext })
+    Ok(Job { grasp, truth, clear, possible, answer, ciphertext })
 }
 
 /// The encrypted input that belongs to an answer, as the operator of the broker saw it.
@@ -236,6 +244,7 @@ pub(crate) mod tests {
             grasp: selection::load().unwrap().remove(0),
             truth: "normal".to_owned(),
             clear: clear.to_owned(),
+            possible: vec![clear.to_owned()],
             answer: serde_json::from_value(answer).unwrap(),
             ciphertext: vec![0xab; 55],
         }

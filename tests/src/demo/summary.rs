@@ -32,6 +32,8 @@ pub struct Summary {
     pub jobs: usize,
     /// Jobs whose encrypted and plaintext decisions are the same.
     pub agree: usize,
+    /// Jobs whose decisions differ within the noise of a release.
+    pub close: usize,
     /// Jobs whose decision is the label.
     pub right: usize,
     /// The largest of each.
@@ -75,6 +77,7 @@ impl Summary {
             cross_validated: provenance.to_owned(),
             jobs: jobs.len(),
             agree: jobs.iter().filter(|job| job.agrees()).count(),
+            close: jobs.iter().filter(|job| job.is_close()).count(),
             right: jobs.iter().filter(|job| job.is_right()).count(),
             bytes: bytes.context("there was no job")?,
             naive_reading: (scheme == Scheme::Tfhe).then(naive::bytes_per_reading).transpose()?,

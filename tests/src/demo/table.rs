@@ -13,7 +13,7 @@ pub fn text(summary: &Summary) -> String {
     let bytes = &s.bytes;
     let mut rows = vec![
         ("jobs", format!("{}, one at a time, model \"{}\" under {}", s.jobs, s.model, s.scheme)),
-        ("encrypted = plaintext model", format!("{} of {}", s.agree, s.jobs)),
+        ("encrypted = plaintext model", agreement(s)),
         (
             "accuracy against the labels",
             format!(
@@ -81,11 +81,22 @@ pub fn text(summary: &Summary) -> String {
     text
 }
 
-/// The jobs in which encrypted and plaintext model decide differently, one a line.
+fn agreement(s: &Summary) -> String {
+    match s.close {
+        0 => format!("{} of {}", s.agree, s.jobs),
+        close => format!(
+            "{} of {}; {close} too close to call: scores nearer to each other than the noise that \
+             hides the key",
+            s.agree, s.jobs
+        ),
+    }
+}
+
+/// The jobs in which encrypted and plaintext model decide differently beyond all noise, one a line.
 #[must_use]
 pub fn disagreements(jobs: &[Job]) -> String {
     let mut text = String::new();
-    for job in jobs.iter().filter(|job| !job.agrees()) {
+    for job in jobs.iter().filter(|job| !job.agrees() && !job.is_close()) {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
@@ -103,7 +114,9 @@ mod tests {
 
     #[test]
     fn only_disagreements_are_listed() {
-        let jobs = [example("normal", "normal"), example("collision", "normal")];
+        let mut close = example("collision", "normal");
+        close.possible.push("collision".to_owned());
+        let jobs = [example("normal", "normal"), example("collision", "normal"), close];
         let expected = "  lp1:1 (job 1): encrypted collision, plaintext normal, label normal\n";
         assert_eq!(disagreements(&jobs), expected);
     }

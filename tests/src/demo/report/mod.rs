@@ -88,8 +88,16 @@ fn cards(s: &Summary) -> String {
         (
             format!("{} of {}", s.agree, s.jobs),
             "encrypted decisions equal the plaintext model’s",
-            "The same model was evaluated here on the readings themselves, for comparison."
-                .to_owned(),
+            match s.close {
+                0 => {
+                    "The same model was evaluated here on the readings themselves, for comparison."
+                        .to_owned()
+                }
+                close => format!(
+                    "The same model was evaluated here on the readings themselves. {close} more \
+                     had scores nearer to each other than the noise that hides the key."
+                ),
+            },
         ),
         (
             s.percentile(Part::Total, 50),
