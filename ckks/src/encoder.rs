@@ -94,6 +94,16 @@ impl Composer {
         let half = degree / 2;
         let mut values = Values::zeros(half);
         let inverse = 1.0 / scale;
+        if let [modulus] = self.moduli[..] {
+            // What a result mostly has: one prime is left, and nothing to put together.
+            let (left, right) = residues.split_at(half);
+            for (values, residues) in [(&mut values.re, left), (&mut values.im, right)] {
+                for (value, residue) in values.iter_mut().zip(residues) {
+                    *value = centred_once(modulus, *residue) * inverse;
+                }
+            }
+            return values;
+        }
         let (re, im) = (values.re.iter_mut(), values.im.iter_mut());
         for (coefficient, value) in re.chain(im).enumerate() {
             *value = self.centred(residues, degree, coefficient) * inverse;
@@ -138,6 +148,14 @@ impl Composer {
         let sum = sum + to_f64(negative & 1);
         f64::from_bits(sum.to_bits() | negative << 63)
     }
+}
+
+/// The centred representative of a residue.
+#[inline]
+#[expect(clippy::cast_precision_loss, reason = "the nearest double is meant")]
+fn centred_once(modulus: Modulus, residue: u64) -> f64 {
+    let above = mask(((modulus.value() - 1) / 2).wrapping_sub(residue));
+    residue.cast_signed().wrapping_sub((modulus.value() & above).cast_signed()) as f64
 }
 
 /// All ones if the top bit is set.

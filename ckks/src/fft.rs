@@ -103,31 +103,50 @@ impl Embedding {
         values
     }
 
-    /// Transforms folded coefficients to the real parts of the first `out.len()` slots.
+    /// Transforms folded coefficients to the real parts of the first `out.len()` slots. Where these
+    /// are few, the transform goes only where they are.
     pub(crate) fn slots(&self, mut values: Values, out: &mut [f64]) {
+        const FEW: usize = 8;
         let count = self.places.len();
+        let wanted = &self.places[..out.len().min(count)];
         let mut half = count / 2;
         while half >= 1 {
             let groups = count / (2 * half);
-            let roots = &self.roots[groups..2 * groups];
-            let re = values.re.chunks_exact_mut(2 * half);
-            let im = values.im.chunks_exact_mut(2 * half);
-            for ((re, im), root) in re.zip(im).zip(roots) {
-                let (a_re, b_re) = re.split_at_mut(half);
-                let (a_im, b_im) = im.split_at_mut(half);
-                for ((a_re, b_re), (a_im, b_im)) in
-                    a_re.iter_mut().zip(b_re).zip(a_im.iter_mut().zip(b_im))
-                {
-                    let re = *b_re * root.re - *b_im * root.im;
-                    let im = *b_re * root.im + *b_im * root.re;
-                    (*b_re, *b_im) = (*a_re - re, *a_im - im);
-                    (*a_re, *a_im) = (*a_re + re, *a_im + im);
+            if wanted.len() <= FEW {
+                let mut nodes = [0; FEW];
+                for (node, place) in nodes.iter_mut().zip(wanted) {
+                    *node = place / (2 * half);
                 }
+                let nodes = &mut nodes[..wanted.len()];
+                nodes.sort_unstable();
+                for (index, node) in nodes.iter().enumerate() {
+                    if index == 0 || nodes[index - 1] != *node {
+                        self.split(&mut values, *node, half, groups);
+                    }
+                }
+            } else {
+                (0..groups).for_each(|node| self.split(&mut values, node, half, groups));
             }
             half /= 2;
         }
-        for (out, place) in out.iter_mut().zip(&self.places) {
+        for (out, place) in out.iter_mut().zip(wanted) {
             *out = values.re[*place];
+        }
+    }
+
+    /// Splits the polynomial of a node, one of `groups` of its layer, into those of its two children.
+    #[inline]
+    fn split(&self, values: &mut Values, node: usize, half: usize, groups: usize) {
+        let root = self.roots[groups + node];
+        let start = 2 * half * node;
+        let (a_re, b_re) = values.re[start..start + 2 * half].split_at_mut(half);
+        let (a_im, b_im) = values.im[start..start + 2 * half].split_at_mut(half);
+        for ((a_re, b_re), (a_im, b_im)) in a_re.iter_mut().zip(b_re).zip(a_im.iter_mut().zip(b_im))
+        {
+            let re = *b_re * root.re - *b_im * root.im;
+            let im = *b_re * root.im + *b_im * root.re;
+            (*b_re, *b_im) = (*a_re - re, *a_im - im);
+            (*a_re, *a_im) = (*a_re + re, *a_im + im);
         }
     }
 }
@@ -162,10 +181,15 @@ mod tests {
                 let error = by_definition(degree, &coefficients, slot) - slots[slot as usize];
                 assert!(error.abs() < 1e-12, "degree {degree}, slot {slot}: {error}");
             }
-            let mut back = vec![0.0; degree / 2];
-            embedding.slots(values, &mut back);
-            for (a, b) in slots.iter().zip(&back) {
-                assert!((a - b).abs() < 1e-13);
+            for count in [degree / 2, 1, 3, 8, 9] {
+                let mut back = vec![0.0; count.min(degree / 2)];
+                let mut again = Values::zeros(degree / 2);
+                again.re.copy_from_slice(&values.re);
+                again.im.copy_from_slice(&values.im);
+                embedding.slots(again, &mut back);
+                for (a, b) in slots.iter().zip(&back) {
+                    assert!((a - b).abs() < 1e-13, "{count} of {degree}");
+                }
             }
         }
     }

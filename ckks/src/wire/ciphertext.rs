@@ -168,16 +168,14 @@ fn residues(
 ) -> Result<Vec<u64>, FormatError> {
     let stored = reader.words(size * primes.len() * degree)?;
     let mut words = Vec::with_capacity(stored.len());
-    let mut in_range = true;
-    for (values, prime) in stored.chunks_exact(degree).zip(primes.iter().cycle()) {
-        let q = prime.modulus().value();
-        words.extend(values.iter().map(|bytes| {
-            let word = u64::from_le_bytes(*bytes);
-            in_range &= word < q;
-            word
-        }));
+    words.extend(stored.iter().map(|bytes| u64::from_le_bytes(*bytes)));
+    // Its top bit is set if a word is above its prime's largest residue.
+    let mut above = 0;
+    for (words, prime) in words.chunks_exact(degree).zip(primes.iter().cycle()) {
+        let most = prime.modulus().value() - 1;
+        above = words.iter().fold(above, |above, word| above | word | most.wrapping_sub(*word));
     }
-    if in_range { Ok(words) } else { Err(FormatError::Range) }
+    if above >> 63 == 0 { Ok(words) } else { Err(FormatError::Range) }
 }
 
 fn seed(reader: &mut Reader<'_>) -> Result<Box<[u8; SEED_LEN]>, FormatError> {

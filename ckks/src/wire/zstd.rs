@@ -8,9 +8,11 @@
 mod bits;
 mod fse;
 mod huffman;
+mod output;
 mod sequences;
 
 use self::huffman::Huffman;
+use self::output::Output;
 use self::sequences::Sequences;
 use super::reader::Reader;
 use crate::error::FormatError;
@@ -26,8 +28,7 @@ pub(crate) fn decompress(frame: &[u8], cap: usize) -> Result<Vec<u8>, FormatErro
         return Err(FormatError::TooLarge);
     }
     let mut decoder = Decoder {
-        out: Vec::with_capacity(cap.min(MAX_BLOCK_LEN.max(frame.len().saturating_mul(2)))),
-        cap,
+        out: Output::new(content_len.and_then(|it| it.try_into().ok()).unwrap_or(cap)),
         huffman: None,
         literals: Vec::new(),
         sequences: Sequences::default(),
@@ -39,9 +40,10 @@ pub(crate) fn decompress(frame: &[u8], cap: usize) -> Result<Vec<u8>, FormatErro
         if size > MAX_BLOCK_LEN {
             return Err(FormatError::Compression);
         }
+        decoder.out.begin_block();
         match header >> 1 & 3 {
-            0 => decoder.raw(reader.bytes(size)?)?,
-            1 => decoder.repeat(reader.u8()?, size)?,
+            0 => decoder.out.append(reader.bytes(size)?)?,
+            1 => decoder.out.fill(reader.u8()?, size)?,
             2 => decoder.block(reader.bytes(size)?)?,
             _ => return Err(FormatError::Compression),
         }
@@ -53,7 +55,7 @@ pub(crate) fn decompress(frame: &[u8], cap: usize) -> Result<Vec<u8>, FormatErro
     if content_len.is_some_and(|length| length != decoder.out.len() as u64) {
         return Err(FormatError::Compression);
     }
-    Ok(decoder.out)
+    Ok(decoder.out.finish())
 }
 
 /// Reads a frame's header and tells the length of its content, if it says so.
@@ -81,36 +83,18 @@ fn frame_header(reader: &mut Reader<'_>) -> Result<Option<u64>, FormatError> {
 }
 
 struct Decoder {
-    out: Vec<u8>,
-    cap: usize,
+    out: Output,
     huffman: Option<Box<Huffman>>,
     literals: Vec<u8>,
     sequences: Sequences,
 }
 
 impl Decoder {
-    fn raw(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
-        self.check_room(bytes.len())?;
-        self.out.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn repeat(&mut self, byte: u8, count: usize) -> Result<(), FormatError> {
-        self.check_room(count)?;
-        self.out.resize(self.out.len() + count, byte);
-        Ok(())
-    }
-
-    fn check_room(&self, count: usize) -> Result<(), FormatError> {
-        if self.cap - self.out.len() < count { Err(FormatError::TooLarge) } else { Ok(()) }
-    }
-
     fn block(&mut self, block: &[u8]) -> Result<(), FormatError> {
         let mut reader = Reader::new(block);
         let literals = self.literals(&mut reader)?;
-        let most = (self.out.len() + MAX_BLOCK_LEN).min(self.cap);
         let literals = literals.unwrap_or(&self.literals);
-        self.sequences.run(reader, literals, &mut self.out, most)
+        self.sequences.run(reader, literals, &mut self.out)
     }
 
     /// Reads the literals into `self.literals`, or finds them as they are.

@@ -35,19 +35,16 @@ impl BackwardBits {
     }
 
     #[inline]
-    pub(super) fn skip(&mut self, count: u8) {
-        self.left -= isize::from(count);
+    pub(super) fn skip(&mut self, count: u32) {
+        self.left -= count.cast_signed() as isize;
     }
 
     /// The next `count` bits, at most 32, as a number.
     #[inline]
     pub(super) fn read(&mut self, count: u8) -> u32 {
-        if count == 0 {
-            return 0;
-        }
-        let bits = (self.peek() >> 32 >> (32 - count)) as u32;
-        self.skip(count);
-        bits
+        let mut word = self.peek();
+        self.skip(u32::from(count));
+        take(&mut word, count)
     }
 
     /// Bits still to be read; negative when too many were.
@@ -58,6 +55,15 @@ impl BackwardBits {
     pub(super) fn finish(&self) -> Result<(), FormatError> {
         if self.left == 0 { Ok(()) } else { Err(FormatError::Compression) }
     }
+}
+
+/// Takes `count` bits, at most 32, from the top of a word.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "at most 32 bits are asked for")]
+pub(super) fn take(word: &mut u64, count: u8) -> u32 {
+    let bits = (*word >> 1 >> (63 - (count & 63))) as u32;
+    *word <<= count & 63;
+    bits
 }
 
 /// Bits from the first byte to the last; within a byte from the bottom.

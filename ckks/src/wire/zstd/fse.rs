@@ -1,6 +1,6 @@
 //! Finite state entropy tables (RFC 8878, 4.1).
 
-use super::bits::{BackwardBits, ForwardBits};
+use super::bits::{BackwardBits, ForwardBits, take};
 use crate::error::FormatError;
 
 /// One state.
@@ -9,6 +9,29 @@ pub(super) struct State {
     pub(super) symbol: u8,
     bits: u8,
     base: u16,
+    /// What the symbol's code stands for: a number, and how many bits more are added to it.
+    value: u32,
+    extra: u8,
+}
+
+impl State {
+    /// The number that the symbol stands for, by the bits at the top of a word.
+    #[inline]
+    pub(super) fn value(self, word: &mut u64) -> u32 {
+        self.value + take(word, self.extra)
+    }
+
+    /// Bits of [`State::value`].
+    #[inline]
+    pub(super) fn extra(self) -> u32 {
+        u32::from(self.extra)
+    }
+
+    /// Bits that leave this state.
+    #[inline]
+    pub(super) fn bits(self) -> u32 {
+        u32::from(self.bits)
+    }
 }
 
 /// A decoding table of 2^log states.
@@ -21,7 +44,7 @@ pub(super) struct Table {
 impl Table {
     /// A table whose only symbol takes no bits.
     pub(super) fn of_one(symbol: u8) -> Self {
-        Self { log: 0, states: vec![State { symbol, bits: 0, base: 0 }] }
+        Self { log: 0, states: vec![State { symbol, ..State::default() }] }
     }
 
     /// Reads a description, and tells how many bytes it has.
@@ -117,20 +140,25 @@ impl Table {
         Ok(Self { log, states })
     }
 
+    /// The same with what each symbol's code stands for.
+    pub(super) fn of_codes(mut self, codes: &[(u32, u8)]) -> Self {
+        for state in &mut self.states {
+            let code = codes.get(usize::from(state.symbol)).copied();
+            (state.value, state.extra) = code.unwrap_or_default();
+        }
+        self
+    }
+
     /// The first state of a stream.
     pub(super) fn start(&self, bits: &mut BackwardBits) -> State {
         let index = bits.read(self.log) as usize;
         self.states.get(index).copied().unwrap_or_default()
     }
 
-    /// The state after this one.
-    pub(super) fn advance(&self, state: State, bits: &mut BackwardBits) -> State {
-        let index = usize::from(state.base) + bits.read(state.bits) as usize;
+    /// The state after this one, by the bits at the top of a word.
+    #[inline]
+    pub(super) fn advance(&self, state: State, word: &mut u64) -> State {
+        let index = usize::from(state.base) + take(word, state.bits) as usize;
         self.states.get(index).copied().unwrap_or_default()
-    }
-
-    /// Bits that leave this state.
-    pub(super) fn bits_of(state: State) -> isize {
-        isize::from(state.bits)
     }
 }

@@ -10,8 +10,17 @@ const SIZE: usize = 1 << MAX_BITS;
 /// Symbols that one refill of a bit stream surely serves.
 const AT_ONCE: usize = 5;
 
-/// What the next eleven bits begin with: symbol in the low byte, its number of bits above.
-pub(super) struct Huffman([u16; SIZE]);
+/// What the next eleven bits begin with.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// Two to the number of bits of its code: multiplying by it moves on, and costs less than a shift
+    /// by a number that only the table knows.
+    step: u16,
+    symbol: u8,
+}
+
+/// An entry for each value of the next eleven bits.
+pub(super) struct Huffman([Entry; SIZE]);
 
 impl Huffman {
     /// Reads a tree's description.
@@ -45,18 +54,23 @@ impl Huffman {
             return Err(FormatError::Compression);
         }
         let last_weight = u8::try_from(last.ilog2() + 1).map_err(|_| FormatError::Compression)?;
-        let mut table = Box::new(Self([0; SIZE]));
-        let mut place = 0;
+        let mut table = Box::new(Self([Entry::default(); SIZE]));
         // Entries come by rising weight; the table is as if every code had up to eleven bits.
-        for weight in 1..=MAX_BITS {
-            let symbols = (0_u8..=255).zip(weights.iter().chain([&last_weight]));
-            for (symbol, _) in symbols.filter(|(_, other)| u32::from(**other) == weight) {
-                let length = u16::try_from(bits + 1 - weight).unwrap_or(0);
-                let count = 1 << (weight - 1) << (MAX_BITS - bits);
-                let entries = table.0.get_mut(place..place + count);
-                entries.ok_or(FormatError::Compression)?.fill(length << 8 | u16::from(symbol));
-                place += count;
-            }
+        let entries = |weight: u8| 1_usize << weight >> 1 << (MAX_BITS - bits);
+        let weights = || weights.iter().copied().chain([last_weight]);
+        let mut places = [0; MAX_BITS as usize + 2];
+        for weight in weights() {
+            places[usize::from(weight) + 1] += entries(weight);
+        }
+        for weight in 1..places.len() {
+            places[weight] += places[weight - 1];
+        }
+        for (symbol, weight) in (0..=255).zip(weights()).filter(|(_, weight)| *weight > 0) {
+            let place = &mut places[usize::from(weight)];
+            let step = 1 << (bits + 1 - u32::from(weight));
+            let now = table.0.get_mut(*place..*place + entries(weight));
+            now.ok_or(FormatError::Compression)?.fill(Entry { step, symbol });
+            *place += entries(weight);
         }
         Ok(table)
     }
@@ -72,10 +86,11 @@ impl Huffman {
             if bits.left() <= 0 {
                 return Err(FormatError::Compression);
             }
-            let mut word = bits.peek();
+            let mut word = marked(bits);
             for out in out {
-                *out = self.symbol(bits, &mut word);
+                *out = self.symbol(&mut word);
             }
+            bits.skip(word.trailing_zeros());
         }
         bits.finish()
     }
@@ -104,13 +119,18 @@ impl Huffman {
             if a.left().min(b.left()).min(c.left()).min(d.left()) <= 0 {
                 return Err(FormatError::Compression);
             }
-            let mut words = [a.peek(), b.peek(), c.peek(), d.peek()];
+            let (mut a_word, mut b_word) = (marked(&a), marked(&b));
+            let (mut c_word, mut d_word) = (marked(&c), marked(&d));
             for index in 0..AT_ONCE {
-                a_out[index] = self.symbol(&mut a, &mut words[0]);
-                b_out[index] = self.symbol(&mut b, &mut words[1]);
-                c_out[index] = self.symbol(&mut c, &mut words[2]);
-                d_out[index] = self.symbol(&mut d, &mut words[3]);
+                a_out[index] = self.symbol(&mut a_word);
+                b_out[index] = self.symbol(&mut b_word);
+                c_out[index] = self.symbol(&mut c_word);
+                d_out[index] = self.symbol(&mut d_word);
             }
+            a.skip(a_word.trailing_zeros());
+            b.skip(b_word.trailing_zeros());
+            c.skip(c_word.trailing_zeros());
+            d.skip(d_word.trailing_zeros());
         }
         self.decode_rest(&mut a, a_rest)?;
         self.decode_rest(&mut b, b_rest)?;
@@ -118,14 +138,20 @@ impl Huffman {
         self.decode_rest(&mut d, d_rest)
     }
 
+    /// The symbol at the top of a word, which moves on to the next.
     #[inline]
-    fn symbol(&self, bits: &mut BackwardBits, word: &mut u64) -> u8 {
+    fn symbol(&self, word: &mut u64) -> u8 {
         let entry = self.0[(*word >> (64 - MAX_BITS)) as usize];
-        let [symbol, length] = entry.to_le_bytes();
-        *word <<= length;
-        bits.skip(length);
-        symbol
+        *word = word.wrapping_mul(u64::from(entry.step));
+        entry.symbol
     }
+}
+
+/// The next bits, with a mark in the lowest, which is none of them: how far it moved up is how many
+/// were taken.
+#[inline]
+fn marked(bits: &BackwardBits) -> u64 {
+    bits.peek() | 1
 }
 
 /// Weights as two interleaved streams of states.
@@ -139,11 +165,13 @@ fn read_weights(bytes: &[u8], weights: &mut Vec<u8>) -> Result<(), FormatError> 
     }
     while weights.len() < 255 {
         weights.push(now.symbol);
-        if bits.left() < Table::bits_of(now) {
+        let count = now.bits();
+        if bits.left() < count.cast_signed() as isize {
             weights.push(other.symbol);
             return Ok(());
         }
-        now = table.advance(now, &mut bits);
+        now = table.advance(now, &mut bits.peek());
+        bits.skip(count);
         std::mem::swap(&mut now, &mut other);
     }
     Err(FormatError::Compression)

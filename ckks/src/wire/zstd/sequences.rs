@@ -2,6 +2,7 @@
 
 use super::bits::BackwardBits;
 use super::fse::Table;
+use super::output::Output;
 use crate::error::FormatError;
 use crate::wire::reader::Reader;
 
@@ -55,20 +56,37 @@ const MATCHES_COUNTS: [i16; 53] = [
 const OFFSETS_COUNTS: [i16; 29] =
     [1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1];
 
-/// One of the three codes: its limits and the distribution when none is sent.
+/// Base and number of extra bits of each offset code.
+const OFFSETS: [(u32, u8); 32] = {
+    let mut codes = [(0, 0); 32];
+    let mut code = 0_u8;
+    while code < 32 {
+        codes[code as usize] = (1 << code, code);
+        code += 1;
+    }
+    codes
+};
+
+/// One of the three codes: its limits, the distribution when none is sent, and what it stands for.
 struct Code {
     max_log: u8,
     max_symbol: usize,
     default_log: u8,
     default: &'static [i16],
+    values: &'static [(u32, u8)],
 }
 
-const LITERALS_CODE: Code =
-    Code { max_log: 9, max_symbol: 35, default_log: 6, default: &LITERALS_COUNTS };
+const LITERALS_CODE: Code = Code {
+    max_log: 9,
+    max_symbol: 35,
+    default_log: 6,
+    default: &LITERALS_COUNTS,
+    values: &LITERALS,
+};
 const OFFSETS_CODE: Code =
-    Code { max_log: 8, max_symbol: 31, default_log: 5, default: &OFFSETS_COUNTS };
+    Code { max_log: 8, max_symbol: 31, default_log: 5, default: &OFFSETS_COUNTS, values: &OFFSETS };
 const MATCHES_CODE: Code =
-    Code { max_log: 9, max_symbol: 52, default_log: 6, default: &MATCHES_COUNTS };
+    Code { max_log: 9, max_symbol: 52, default_log: 6, default: &MATCHES_COUNTS, values: &MATCHES };
 
 /// What later blocks may refer back to.
 pub(super) struct Sequences {
@@ -85,14 +103,12 @@ impl Default for Sequences {
 }
 
 impl Sequences {
-    /// Executes a block's sequences, which is what of it follows the literals. `out` grows to at
-    /// most `most` bytes.
+    /// Executes a block's sequences, which is what of it follows the literals.
     pub(super) fn run(
         &mut self,
         mut reader: Reader<'_>,
         mut literals: &[u8],
-        out: &mut Vec<u8>,
-        most: usize,
+        out: &mut Output,
     ) -> Result<(), FormatError> {
         let count = match reader.u8()? {
             255 => usize::from(reader.u16()?) + 0x7f00,
@@ -101,7 +117,7 @@ impl Sequences {
         };
         if count == 0 {
             reader.finish()?;
-            return append(out, literals, most);
+            return out.append(literals);
         }
         let modes = reader.u8()?;
         if modes & 3 != 0 {
@@ -120,30 +136,31 @@ impl Sequences {
             if bits.left() < 0 {
                 return Err(FormatError::Compression);
             }
-            let offset_code = offsets_state.symbol.min(31);
-            let offset = (1 << offset_code) + bits.read(offset_code);
-            let mut length = |codes: &[(u32, u8)], symbol: u8| {
-                let (base, extra) = codes.get(usize::from(symbol)).copied().unwrap_or_default();
-                (base + bits.read(extra)) as usize
-            };
-            let match_len = length(&MATCHES, matches_state.symbol);
-            let literals_len = length(&LITERALS, literals_state.symbol);
+            // A word has 56 bits: both lengths have at most 32 more, an offset up to 31.
+            let (mut word, mut taken) = (bits.peek(), offsets_state.extra());
+            let offset = offsets_state.value(&mut word);
+            if taken > 56 - 32 {
+                bits.skip(taken);
+                (word, taken) = (bits.peek(), 0);
+            }
+            let match_len = matches_state.value(&mut word);
+            let literals_len = literals_state.value(&mut word);
+            bits.skip(taken + matches_state.extra() + literals_state.extra());
 
-            let (now, later) =
-                literals.split_at_checked(literals_len).ok_or(FormatError::Compression)?;
-            literals = later;
-            append(out, now, most)?;
+            literals = out.append_some(literals, literals_len as usize)?;
             let offset = self.offset(offset as usize, literals_len == 0)?;
-            repeat(out, offset, match_len, most)?;
+            out.repeat(offset, match_len as usize)?;
 
             if index + 1 < count {
-                literals_state = literals_table.advance(literals_state, &mut bits);
-                matches_state = matches_table.advance(matches_state, &mut bits);
-                offsets_state = offsets_table.advance(offsets_state, &mut bits);
+                let mut word = bits.peek();
+                bits.skip(literals_state.bits() + matches_state.bits() + offsets_state.bits());
+                literals_state = literals_table.advance(literals_state, &mut word);
+                matches_state = matches_table.advance(matches_state, &mut word);
+                offsets_state = offsets_table.advance(offsets_state, &mut word);
             }
         }
         bits.finish()?;
-        append(out, literals, most)?;
+        out.append(literals)?;
         self.literals = Some(literals_table);
         self.offsets = Some(offsets_table);
         self.matches = Some(matches_table);
@@ -174,52 +191,22 @@ fn read_table(
     mode: u8,
     last: &mut Option<Table>,
 ) -> Result<Table, FormatError> {
-    match mode {
-        0 => Table::new(code.default_log, code.default),
+    let table = match mode {
+        0 => Table::new(code.default_log, code.default)?,
         1 => {
             let symbol = reader.u8()?;
             if usize::from(symbol) > code.max_symbol {
                 return Err(FormatError::Compression);
             }
-            Ok(Table::of_one(symbol))
+            Table::of_one(symbol)
         }
         2 => {
             let rest = reader.clone().bytes(reader.len())?;
             let (table, used) = Table::read(rest, code.max_log, code.max_symbol)?;
             reader.bytes(used)?;
-            Ok(table)
+            table
         }
-        _ => last.take().ok_or(FormatError::Compression),
-    }
-}
-
-fn append(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), FormatError> {
-    if most.saturating_sub(out.len()) < bytes.len() {
-        return Err(FormatError::TooLarge);
-    }
-    out.extend_from_slice(bytes);
-    Ok(())
-}
-
-/// Appends what stands `offset` bytes before the end, over and over.
-fn repeat(
-    out: &mut Vec<u8>,
-    offset: usize,
-    mut count: usize,
-    most: usize,
-) -> Result<(), FormatError> {
-    if most.saturating_sub(out.len()) < count {
-        return Err(FormatError::TooLarge);
-    }
-    let start = out.len().checked_sub(offset).ok_or(FormatError::Compression)?;
-    if offset == 0 {
-        return Err(FormatError::Compression);
-    }
-    while count > 0 {
-        // What was just copied may be copied again: the period stays the offset.
-        let now = count.min(out.len() - start);
-        out.extend_from_within(start..start + now);
-        count -= now;
-    }
-    Ok(())
+        _ => return last.take().ok_or(FormatError::Compression),
+    };
+    Ok(table.of_codes(code.values))
 }
