@@ -57,6 +57,10 @@ enum Command {
         filters: Vec<String>,
     },
     /// Measure, and print a table and JSON.
+    #[command(
+        after_help = "`cargo xtask bench ckks` measures the CKKS client against TenSEAL in one run, \
+                            and `cargo xtask bench -- --help` lists the options of all others."
+    )]
     Bench {
         /// Options of the benches themselves.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -113,7 +117,10 @@ fn run(command: Command) -> Result<()> {
             let purpose = if is_ckks { Purpose::CkksDemo } else { Purpose::Demo };
             become_binary(purpose, "moai-demo", &arguments)
         }
-        Command::Bench { arguments } => become_binary(Purpose::Bench, "moai-bench", &arguments),
+        Command::Bench { arguments } => match arguments.split_first() {
+            Some((first, rounds)) if first == "ckks" => bench_ckks(rounds),
+            _ => become_binary(Purpose::Bench, "moai-bench", &arguments),
+        },
         Command::Test { faults: true, filters } => {
             become_binary(Purpose::Test, "moai-faults", &filters)
         }
@@ -159,6 +166,15 @@ fn become_binary(purpose: Purpose, name: &str, arguments: &[String]) -> Result<(
     let binary = binary.with_file_name(name);
     let error = std::process::Command::new(&binary).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", binary.display()))
+}
+
+/// The CKKS client against `TenSEAL`; needs nothing of the workspace but that crate.
+fn bench_ckks(rounds: &[String]) -> Result<()> {
+    environment::TENSEAL.install()?;
+    let run = ["run", "--package", "moai-ckks", "--example", "against_tenseal"];
+    let mut cargo = cargo();
+    cargo.args(run).args(["--features", "interop", "--"]).args(rounds);
+    step(cargo.env("TENSEAL_PYTHON", environment::TENSEAL.python()?))
 }
 
 fn lint() -> Result<()> {

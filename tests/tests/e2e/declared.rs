@@ -7,10 +7,9 @@ use moai_tests::World;
 use moai_tests::mqtt::Message;
 use moai_tests::onboard::{Onboard, SLOW};
 use moai_tests::recordings::{CHANNELS, Trial};
+use moai_tests::reference::{Reference, Scheme};
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
-
-use moai_tests::reference::{Reference, Scheme};
 
 use crate::stage::{ARM, QUICK, start, trials};
 

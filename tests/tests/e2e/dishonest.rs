@@ -16,6 +16,8 @@ use moai_transport::message::{ErrorBody, ErrorCode};
 use crate::played::Played;
 use crate::stage::{ARM, Stage, frames, start, trials};
 
+const RESULTS: &str = "moai/v1/down/+/+/result";
+
 /// The last message that the operator saw on a topic of this form.
 fn last(stage: &Stage, filter: &str) -> Result<Message> {
     let mut history = stage.operator.history().into_iter().rev();
@@ -38,7 +40,7 @@ async fn a_forged_result_ends_no_job() -> Result<()> {
     stage.open_arm().await?;
     stage.submit(&trials()?[0]).await?;
     stage.robot.onboard.result(ARM).await?;
-    let genuine = last(&stage, "moai/v1/down/+/+/result")?;
+    let genuine = stage.operator.wait_for(RESULTS, "result", SLOW, |_| true).await?;
 
     // While a job waits for a server that is gone, the broker answers in its place.
     stage.compute.kill().await?;
@@ -72,7 +74,7 @@ async fn a_result_of_another_session_is_none_of_this_one() -> Result<()> {
     let first = stage.open_arm().await?;
     stage.submit(&trials()?[0]).await?;
     stage.robot.onboard.result(ARM).await?;
-    let result = last(&stage, "moai/v1/down/+/+/result")?;
+    let result = stage.operator.wait_for(RESULTS, "result", SLOW, |_| true).await?;
     stage.robot.onboard.rotate(ARM).await?;
     let second = stage.active_session().await?;
     assert_ne!(first, second);

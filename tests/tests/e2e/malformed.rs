@@ -3,9 +3,8 @@
 use anyhow::{Result, ensure};
 use moai_tests::World;
 use moai_tests::recordings::{CHANNELS, SAMPLES, Trial};
-use serde_json::json;
-
 use moai_tests::reference::{Reference, Scheme};
+use serde_json::json;
 
 use crate::stage::{ARM, QUICK, start};
 

@@ -8,12 +8,11 @@ use moai_tests::compute::Compute;
 use moai_tests::onboard::SLOW;
 use moai_tests::process::STEP;
 use moai_tests::proxy::Direction;
+use moai_tests::reference::{Reference, Scheme};
 use moai_tests::settings::quoted;
 use moai_transport::chunk::{CHUNK_LEN, MAX_WINDOW};
 use moai_transport::frame::FrameKind;
 use moai_transport::message::{Have, Manifest};
-
-use moai_tests::reference::{Reference, Scheme};
 
 use crate::stage::{ARM, QUICK, Stage, frames, numbers, opens, start, trials};
 
@@ -103,21 +102,30 @@ async fn a_worker_killed_in_mid_upload_costs_only_the_chunks_under_way() -> Resu
     const HALF: usize = 11_000_000;
     let mut stage = start(World::builder().workers(2).proxied()).await?;
     stage.watch_uplink().await?;
+    stage.operator.subscribe("moai/v1/down/#").await?;
     let proxy = stage.proxy.clone().context("a proxy was asked for")?;
     proxy.hold_after(Direction::Up, HALF);
     stage.robot.onboard.open(ARM, QUICK).await?;
     proxy.wait_until_held(Direction::Up, SLOW).await?;
     let worker = serving(&stage, "/chunk")?;
     kill(&mut stage, &worker).await?;
+    let before = frames(&stage.operator, FrameKind::Chunk).len();
     proxy.release(Direction::Up);
     stage.active_session().await?;
 
     let open = opens(&stage)?.into_iter().next().context("the operator saw the session open")?;
     let chunks = Manifest::decode(&open.body, u64::MAX)?.chunk_digests.len();
     let sent = frames(&stage.operator, FrameKind::Chunk).len();
-    // What was under way to the dead worker goes up again; the rest once.
-    let most = chunks + 2 * MAX_WINDOW / CHUNK_LEN;
-    assert!((chunks..most).contains(&sent), "{sent} chunks went up for {chunks}");
+    // What the dead worker had not kept goes up again, and what was under way to it; the rest once.
+    let haves = frames(&stage.operator, FrameKind::Have);
+    let haves = haves.iter().filter_map(|frame| Have::decode(&frame.body).ok());
+    let first = haves.into_iter().find(|have| have.worker.as_str() != worker);
+    let first = first.context("the other worker took the session")?;
+    let kept: u32 = first.bitmap.iter().map(|byte| byte.count_ones()).sum();
+    let kept = usize::try_from(kept)?;
+    assert!(kept > 0, "the other worker found nothing of {before} chunks");
+    let most = before + chunks - kept + 2 * MAX_WINDOW / CHUNK_LEN;
+    assert!((chunks..most).contains(&sent), "{sent} chunks went up for {chunks}, {kept} were kept");
     stage.submit(&trials()?[0]).await?;
     stage.robot.onboard.result(ARM).await.map(drop)
 }
