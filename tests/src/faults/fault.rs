@@ -23,8 +23,8 @@ use crate::proxy::{Direction, Proxy};
 const WRONG_CONFIGURATION: i32 = 78;
 /// Less than the record of a job.
 const TORN: usize = 40;
-/// About as long as the record of a job.
-const JOB_RECORD: usize = 150;
+/// Inside the record of a job, well behind its header.
+const JOB_MIDDLE: usize = 75;
 /// The task that opens beside the load.
 const OTHER_TASK: &str = "other";
 
@@ -273,20 +273,28 @@ fn damaged(kept: Kept, damage: Damage, whole: &[u8]) -> Result<Vec<u8>> {
         (Kept::Vault, Damage::Flips) => {
             bytes.iter_mut().skip(PAGE / 2).step_by(PAGE).for_each(flip);
         }
-        // What was written last are jobs that wait.
         (Kept::Spool, Damage::Flips) => {
-            bytes
-                .iter_mut()
-                .rev()
-                .skip(2 * JOB_RECORD)
-                .step_by(2 * JOB_RECORD)
-                .take(3)
-                .for_each(flip);
+            // The jobs written last are those that wait. The end of a job is spared: an agent that
+            // cannot read it answers that job again.
+            let jobs: Vec<usize> = job_records(whole).collect();
+            for record in jobs.iter().rev().skip(1).step_by(2).take(3) {
+                bytes.iter_mut().skip(record + JOB_MIDDLE).take(1).for_each(flip);
+            }
         }
         (Kept::Config, Damage::Flips) => bytes.iter_mut().take(1).for_each(flip),
     }
     ensure!(bytes != whole, "the file is as it was");
     Ok(bytes)
+}
+
+/// Where the records of jobs begin in a spool (`agent/src/spool/record.rs`).
+fn job_records(spool: &[u8]) -> impl Iterator<Item = usize> {
+    const MARKER: &[u8] = b"MSP\x01";
+    const KIND_OFFSET: usize = 20;
+    const JOB: u8 = 2;
+    let records = spool.windows(KIND_OFFSET + 1).enumerate();
+    let jobs = records.filter(|(_, it)| it.starts_with(MARKER) && it.last() == Some(&JOB));
+    jobs.map(|(offset, _)| offset)
 }
 
 fn flip(byte: &mut u8) {
