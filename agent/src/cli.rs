@@ -19,19 +19,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use clap::{CommandFactory as _, Parser};
 
 use self::arguments::{Audit, Cli, Command, ConfigCommand, Escrow, Policy, Rotate};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, KeyFile, LogConfig, LogFormat};
+use crate::config::{Config, KeyFile};
 use crate::control::ControlError;
 use crate::custody::{ROOT_FILE, RotationStep};
 use crate::engines::{Engines, FheEngines};
 use crate::failure::LastFailure;
 use crate::identity::IdentityError;
 use crate::onboard::ReleaseStep;
-use crate::{control, daemon, hardening, status_table};
+use crate::reload::{Reloaded, Source};
+use crate::{control, daemon, hardening, log, status_table};
 
 /// What test doubles of the agent change; the agent itself changes nothing.
 #[derive(Clone)]
@@ -63,6 +63,12 @@ impl Default for Hooks {
     }
 }
 
+/// The command line, for its manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main(hooks: &Hooks) -> ExitCode {
@@ -87,7 +93,8 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
     let config = || Config::load(&cli.config).map(Arc::new);
     match &cli.command {
         Command::Provision(arguments) => custody::provision(&*config()?, arguments),
-        Command::Run => run(config()?, hooks),
+        Command::Run => run(&cli.config, config()?, hooks),
+        Command::Reload => reload(&*config()?),
         Command::Status { json } => status(&*config()?, *json),
         Command::Reseal { new_recovery_code } => custody::reseal(&config()?, *new_recovery_code),
         Command::Recover(arguments) => custody::recover(&config()?, arguments),
@@ -110,13 +117,26 @@ fn execute(cli: &Cli, hooks: &Hooks) -> anyhow::Result<()> {
     }
 }
 
-fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
-    start_log(&config.log)?;
+fn run(path: &Path, config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
+    let source = Source { path: path.to_owned(), log: log::start(&config.log)? };
     let runtime = runtime()?;
-    let result = runtime.block_on(daemon::run(config, hooks));
+    let result = runtime.block_on(daemon::run(config, source, hooks));
     // A TPM call that hangs must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+fn reload(config: &Config) -> anyhow::Result<()> {
+    // A file with problems does not get as far as the agent.
+    check_files(config)?;
+    let Reloaded { changed, restart } =
+        runtime()?.block_on(control::reload(&config.control_socket))?;
+    let keys = if changed.is_empty() { "nothing".to_owned() } else { changed.join(", ") };
+    print(&format!("Changed: {keys}."))?;
+    if !restart.is_empty() {
+        print(&format!("Needs a restart: {}.", restart.join(", ")))?;
+    }
+    Ok(())
 }
 
 fn status(config: &Config, json: bool) -> anyhow::Result<()> {
@@ -160,13 +180,23 @@ fn rotate_root(config: &Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(path: &Path, config: &Config) -> anyhow::Result<()> {
+/// Checks the files that the configuration names; returns what is still to come.
+///
+/// # Errors
+/// One is missing, or not what it should be.
+pub(crate) fn check_files(config: &Config) -> anyhow::Result<Option<IdentityError>> {
     config.uplink.server_key.read()?;
     config.uplink.operator_key.as_ref().map(KeyFile::read).transpose()?;
     match crate::identity::certificate::check(config) {
-        Ok(_) | Err(IdentityError::NoKey { .. }) => {}
-        Err(error @ IdentityError::NoCertificate { .. }) => println!("{error}"),
-        Err(error) => return Err(error.into()),
+        Ok(_) | Err(IdentityError::NoKey { .. }) => Ok(None),
+        Err(error @ IdentityError::NoCertificate { .. }) => Ok(Some(error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check(path: &Path, config: &Config) -> anyhow::Result<()> {
+    if let Some(error) = check_files(config)? {
+        println!("{error}");
     }
     println!("{}: no problem found for {}", path.display(), config.identity);
     if !config.state_directory.join(ROOT_FILE).exists() {
@@ -191,18 +221,4 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")
-}
-
-fn start_log(log: &LogConfig) -> anyhow::Result<()> {
-    let mut filter = EnvFilter::try_new(&log.level)?;
-    // The wrapper logs refusals that we expect as errors; what they mean is in our own errors.
-    if !log.level.contains("tss_esapi") {
-        filter = filter.add_directive("tss_esapi=off".parse()?);
-    }
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => subscriber.with_ansi(false).init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 //!
 //! docs/configuration.md is its reference.
 
+mod changes;
 mod custody;
 #[cfg(test)]
 mod reference;
@@ -21,6 +22,7 @@ use moai_transport::ids::Identity;
 use moai_transport::keys::{MAX_KEY_FILE_LEN, Operator, Server, TrustedKeys};
 use moai_transport::message::MAX_JOBS;
 
+pub use changes::Changes;
 pub use custody::{CustodianConfig, CustodyConfig, EscrowConfig, KmsConfig, Pkcs11Config};
 pub use tasks::{DeclaredTask, Join, TaskTopic, TopicChannels, WhenFull};
 
@@ -161,7 +163,7 @@ pub enum IdentityKeySource {
 }
 
 /// `[sessions]`
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionsConfig {
     /// How long sessions of each class live.
     pub lifetimes: Lifetimes,
@@ -172,7 +174,7 @@ pub struct SessionsConfig {
 }
 
 /// `[log]`
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     /// A tracing filter, such as `info` or `moai_agent=debug`.
     pub level: String,

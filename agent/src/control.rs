@@ -25,12 +25,15 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::AuditReport;
 use crate::custody::Rotated;
 use crate::emergency::EmergencyReport;
+use crate::reload::Reloaded;
 use crate::status::AgentStatus;
 
 /// How long a client may take to send its request, and to read the reply.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client waits for a rotation: TPMs take seconds to make a key.
 const ROTATION_PATIENCE: Duration = Duration::from_mins(2);
+/// How long a client waits for the configuration to be read and followed.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client waits for the audit log to be read and checked.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
 /// After a failed accept, which means that the process has no file descriptor left.
@@ -45,6 +48,8 @@ const MAX_REPLY_LEN: u64 = 1024 * 1024;
 pub enum Request {
     /// How the agent is.
     Status,
+    /// Read the configuration again.
+    Reload,
     /// Begin the next epoch.
     RotateRoot,
     /// Check the audit log.
@@ -100,6 +105,8 @@ pub struct Revoked {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Box<AgentStatus>),
+    /// To [`Request::Reload`].
+    Reloaded(Reloaded),
     /// To [`Request::RotateRoot`].
     Rotated(Rotated),
     /// To [`Request::AuditVerify`].
@@ -127,6 +134,9 @@ pub struct Refused {
 pub trait Desk: Send + Sync + 'static {
     /// How the agent is.
     fn status(&self) -> AgentStatus;
+
+    /// Reads the configuration again.
+    fn reload(&self) -> impl Future<Output = Result<Reloaded, Refused>> + Send;
 
     /// Begins the next epoch.
     fn rotate_root(&self) -> impl Future<Output = Result<Rotated, Refused>> + Send;
@@ -273,6 +283,7 @@ async fn answer(desk: &impl Desk, mut stream: UnixStream) {
 async fn obey(desk: &impl Desk, request: Request) -> Result<Reply, Refused> {
     Ok(match request {
         Request::Status => Reply::Status(Box::new(desk.status())),
+        Request::Reload => Reply::Reloaded(desk.reload().await?),
         Request::RotateRoot => Reply::Rotated(desk.rotate_root().await?),
         Request::AuditVerify => Reply::Audited(desk.audit_verify().await?),
         Request::RotateTask { task } => Reply::Ordered(desk.rotate_task(task)?),
@@ -305,6 +316,17 @@ fn malformed(message: &str) -> Reply {
 pub async fn status(path: &Path) -> Result<AgentStatus, ControlError> {
     match ask(path, Request::Status, PATIENCE).await? {
         Reply::Status(status) => Ok(*status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the running agent read its configuration again.
+///
+/// # Errors
+/// No agent answers, or the configuration has problems.
+pub async fn reload(path: &Path) -> Result<Reloaded, ControlError> {
+    match ask(path, Request::Reload, RELOAD_PATIENCE).await? {
+        Reply::Reloaded(reloaded) => Ok(reloaded),
         other => Err(unexpected(&other)),
     }
 }
@@ -401,6 +423,10 @@ mod tests {
             AgentStatus { status: "starting".to_owned(), ..AgentStatus::default() }
         }
 
+        async fn reload(&self) -> Result<Reloaded, Refused> {
+            Ok(Reloaded { changed: vec!["tasks".to_owned()], ..Reloaded::default() })
+        }
+
         async fn rotate_root(&self) -> Result<Rotated, Refused> {
             Err(Refused { message: "not now".to_owned(), exit_code: 75 })
         }
@@ -451,6 +477,7 @@ mod tests {
         let server = serve().await;
         assert_eq!(status(&server.path).await.unwrap().status, "starting");
         assert_eq!(audit_verify(&server.path).await.unwrap().entries, 7);
+        assert_eq!(reload(&server.path).await.unwrap().changed, ["tasks"]);
         let refused = rotate_root(&server.path).await.unwrap_err();
         assert!(matches!(refused, ControlError::Refused(Refused { exit_code: 75, .. })));
         let arm: TaskId = "arm".parse().unwrap();

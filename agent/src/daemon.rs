@@ -10,18 +10,15 @@
 //! - an agent that ends with an error leaves the reason for `status`;
 //! - the whole stop takes less than 5 seconds.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use moai_settings::SettingsError;
-use moai_transport::ids::TaskId;
-use moai_transport::link::{self, Endpoint, Link, LinkConfig, LinkEvent, Outgoing, Qos};
-use moai_transport::message::RobotState;
-use moai_transport::topic::{Topic, robot_filters};
+use moai_transport::link::{Link, LinkEvent};
+use moai_transport::topic::Topic;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -30,47 +27,46 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{Audit, AuditEvent};
 use crate::cli::{Hooks, exit};
 use crate::clock::{BootId, Clock};
-use crate::config::{Config, DeclaredTask, KeyFile, OnboardConfig};
+use crate::config::{Config, KeyFile};
 use crate::control::ControlSocket;
 use crate::custody::{self, Custodian, CustodyError};
 use crate::desk::{AgentDesk, Running};
-use crate::echoes::Echoes;
 use crate::engines::{self, Engines};
 use crate::failure::LastFailure;
 use crate::hardening;
 use crate::health::{self, Health, Vitals};
-use crate::identity::{self, CertificateStore, attestation};
+use crate::identity::{self, attestation};
 use crate::journals::{self, Journals};
-use crate::onboard::{MAX_PAYLOAD_LEN, Onboard, Topics};
+use crate::links::{OnboardSide, announce, open_uplink, retained, robot_state};
+use crate::live::LiveSettings;
+use crate::onboard::Onboard;
+use crate::reload::{Reloader, Source};
 use crate::remote::Remote;
 use crate::rotator::Rotator;
-use crate::services::{Policy, Services};
+use crate::services::Services;
 use crate::session::registry::SessionRegistry;
 use crate::spool::Spool;
 use crate::startup::{self, Opened, Progress, notify};
 use crate::status::StatusBoard;
 use crate::tasks::Tasks;
-use crate::uplink::{Believed, LinkState, Started, Uplink};
+use crate::uplink::{Believed, Started, Uplink};
 use crate::vault::{Vault, VaultError};
 use crate::warm::{WarmParts, WarmPool};
 use crate::watchdog::Watchdog;
 
-/// An oversized onboard message is received, so that it can be refused by name; what is larger
-/// than this never leaves the broker.
-const MAX_ONBOARD_PACKET_LEN: usize = 16 * 1024 * 1024;
-const MAX_UPLINK_PACKET_LEN: usize = 1024 * 1024;
 /// Sessions wait a little less than this for answers when the agent stops.
 const TASKS_PATIENCE: Duration = Duration::from_secs(3);
 const LINK_CLOSE_PATIENCE: Duration = Duration::from_millis(750);
-const _: () = assert!(MAX_PAYLOAD_LEN < MAX_ONBOARD_PACKET_LEN);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// It cannot start; once it runs, it heals what it can by itself.
-pub async fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
+pub async fn run(config: Arc<Config>, source: Source, hooks: &Hooks) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signal(&stop)?;
+    // What comes before the agent can follow is followed then.
+    let hangups = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     for gap in hardening::gaps().into_iter().chain(engines::gap()) {
         tracing::warn!("{gap}");
     }
@@ -79,7 +75,7 @@ pub async fn run(config: Arc<Config>, hooks: &Hooks) -> anyhow::Result<()> {
     let desk = Arc::new(AgentDesk::new(Arc::clone(&config), awaited));
     let done = CancellationToken::new();
     let control = tokio::spawn(control.serve(Arc::clone(&desk), done.clone()));
-    let result = work(&config, &progress, &desk, hooks, stop).await;
+    let result = work(&config, (source, hangups), &progress, &desk, hooks, stop).await;
     if let Err(error) = &result {
         keep_failure(&config, error);
     }
@@ -100,6 +96,7 @@ fn keep_failure(config: &Config, error: &anyhow::Error) {
 
 async fn work(
     config: &Arc<Config>,
+    (source, hangups): (Source, Signal),
     progress: &Progress,
     desk: &Arc<AgentDesk>,
     hooks: &Hooks,
@@ -137,15 +134,9 @@ async fn work(
 
     let registry = SessionRegistry::default();
     let engines = (hooks.engines)();
-    let warm = begin_warm(
-        config,
-        &vault,
-        custody.custodian(),
-        &engines,
-        &clock,
-        (&registry, &uplink),
-        &stop,
-    )?;
+    let sides = (&registry, &uplink);
+    let warm = begin_warm(config, &vault, custody.custodian(), &engines, &clock, sides, &stop)?;
+    let (live, settings) = watch::channel(LiveSettings::of(config));
     let services = Arc::new(Services {
         clock,
         boot,
@@ -155,12 +146,9 @@ async fn work(
         onboard: onboard.clone(),
         custodian: Arc::clone(custody.custodian()),
         attester,
-        policies: policies(config),
-        max_age: config.spool.max_age,
-        lifetimes: config.sessions.lifetimes,
+        live: settings,
         audit: audit.clone(),
         conditions,
-        decryption_budget: config.sessions.decryption_budget,
         engines,
         warm,
         registry,
@@ -168,9 +156,11 @@ async fn work(
         stop: stop.clone(),
     });
     let remote = Remote::new(desk, &services, custody.state());
-    let mut tasks = Tasks::new(Arc::clone(&services), &config.tasks, state);
+    let (told_ready, ready) = watch::channel(false);
+    let reloads = Reloader::new(source, config, live, &services, ready).start(hangups);
+    let mut tasks = Tasks::new(Arc::clone(&services), state);
     tasks.resume().await?;
-    tasks.open_declared(&base, &links);
+    tasks.open_declared(base, links.clone());
     let directory = tasks.directory();
     let tasks = tokio::spawn(tasks.run(onboard_events, watchdog.guard("onboard link")));
 
@@ -180,10 +170,19 @@ async fn work(
     let rotations = rotator.start(epoch, stop.clone());
     let renewal = tokio::spawn(renewal.run(stop.clone()));
     let vitals = Vitals::of(&services, certificate, rotations.state());
-    desk.open(Running { services, vitals: vitals.clone(), custodian, rotations, tasks: directory });
+    let running = Running {
+        services,
+        vitals: vitals.clone(),
+        custodian,
+        rotations,
+        tasks: directory,
+        reloads,
+    };
+    desk.open(running);
     tokio::spawn(remote.run(commands, stop.clone()));
     let directory = config.state_directory.clone();
-    let health = health::watch(vitals, onboard.clone(), directory, watchdog, stop.clone(), notify);
+    let (api, watched) = (onboard.clone(), stop.clone());
+    let health = health::watch(vitals, api, directory, watchdog, told_ready, watched, notify);
     let health = tokio::spawn(health);
     let presence = tokio::spawn(announce(config.clone(), uplink_link.clone(), uplink.clone()));
 
@@ -213,35 +212,6 @@ fn believed(config: &Config) -> Result<Believed, SettingsError> {
 fn guard_spool(watchdog: &mut Watchdog, spool: Spool) {
     let pulse = watchdog.guard("spool");
     tokio::spawn(async move { pulse.relay(|| spool.alive()).await });
-}
-
-/// The robot's side: its broker, and what onboard software is told.
-struct OnboardSide {
-    base: LinkConfig,
-    link: Link,
-    events: mpsc::Receiver<LinkEvent>,
-    state: watch::Sender<LinkState>,
-    api: Onboard,
-}
-
-impl OnboardSide {
-    fn start(
-        config: &Config,
-        spool: &Spool,
-        hooks: &Hooks,
-        links: &CancellationToken,
-        stop: &CancellationToken,
-    ) -> Self {
-        let topics = Arc::new(Topics::new(&config.onboard.prefix, &config.tasks));
-        let base = onboard_base(config);
-        let (link, events) = open_onboard(&base, &topics, links);
-        let (state, seen) = watch::channel(LinkState::connecting());
-        let (echoes, listener) = Echoes::open(&base, &topics, links);
-        let (stop, observe) = (stop.clone(), hooks.release_step);
-        let api = Onboard::new(link.clone(), topics, seen, echoes, stop, observe);
-        tokio::spawn(listener.run(api.clone(), spool.clone()));
-        Self { base, link, events, state, api }
-    }
 }
 
 /// What stops with the agent.
@@ -292,11 +262,6 @@ async fn say_goodbye(config: &Config, uplink: &Link, onboard: &Onboard) {
     onboard.health(&Health::down("stopped")).await;
 }
 
-fn policies(config: &Config) -> BTreeMap<TaskId, Policy> {
-    let policy = |task: &DeclaredTask| Policy { order: task.order, when_full: task.when_full };
-    config.tasks.iter().map(|task| (task.id.clone(), policy(task))).collect()
-}
-
 /// Starts making keys ahead.
 fn begin_warm(
     config: &Config,
@@ -333,81 +298,4 @@ fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {
         stop.cancel();
     });
     Ok(())
-}
-
-fn open_uplink(
-    config: &Config,
-    credentials: Arc<CertificateStore>,
-    links: &CancellationToken,
-) -> anyhow::Result<(Link, mpsc::Receiver<LinkEvent>)> {
-    let ca = std::fs::read(&config.uplink.ca)
-        .with_context(|| format!("cannot read {}", config.uplink.ca.display()))?;
-    let tls = moai_transport::tls::client_config_resolving(&ca, credentials)?;
-    let status_topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
-    let mut uplink = LinkConfig::new(
-        "uplink",
-        Endpoint { host: config.uplink.host.clone(), port: config.uplink.port, tls: Some(tls) },
-        config.identity.to_string(),
-    );
-    uplink.keep_alive = config.uplink.keep_alive;
-    uplink.max_packet = MAX_UPLINK_PACKET_LEN;
-    uplink.last_will = Some(retained(status_topic, robot_state(config, false)));
-    uplink.subscriptions = at_least_once(robot_filters(&config.identity));
-    Ok(link::spawn(uplink, links.clone()))
-}
-
-/// What all connections to the robot's broker have in common.
-fn onboard_base(config: &Config) -> LinkConfig {
-    let OnboardConfig { host, port, .. } = &config.onboard;
-    let endpoint = Endpoint { host: host.clone(), port: *port, tls: None };
-    let client_id = format!("moai-agent-{}", config.identity);
-    LinkConfig {
-        max_packet: MAX_ONBOARD_PACKET_LEN,
-        ..LinkConfig::new("onboard", endpoint, client_id)
-    }
-}
-
-fn open_onboard(
-    base: &LinkConfig,
-    topics: &Topics,
-    links: &CancellationToken,
-) -> (Link, mpsc::Receiver<LinkEvent>) {
-    let gone = Health::down("the agent's connection was lost");
-    let gone = serde_json::to_vec(&gone).unwrap_or_default();
-    let onboard = LinkConfig {
-        last_will: Some(retained(topics.health(), gone)),
-        subscriptions: at_least_once(topics.filters()),
-        ..base.clone()
-    };
-    link::spawn(onboard, links.clone())
-}
-
-fn robot_state(config: &Config, up: bool) -> Vec<u8> {
-    // A status is two short fields: it always fits.
-    RobotState { identity: config.identity.clone(), up }.encode().unwrap_or_default()
-}
-
-fn at_least_once(filters: Vec<String>) -> Vec<(String, Qos)> {
-    filters.into_iter().map(|filter| (filter, Qos::AtLeastOnce)).collect()
-}
-
-fn retained(topic: String, payload: Vec<u8>) -> Outgoing {
-    Outgoing { retain: true, ..Outgoing::new(topic, payload, Qos::AtLeastOnce) }
-}
-
-/// Tells the server's side on every connection that the robot is there.
-async fn announce(config: Arc<Config>, link: Link, uplink: Uplink) {
-    let topic = Topic::RobotStatus { identity: config.identity.clone() }.to_string();
-    let mut state = uplink.state();
-    loop {
-        if state.wait_for(|state| *state == LinkState::Up).await.is_err() {
-            return;
-        }
-        let up = robot_state(&config, true);
-        if link.publish(retained(topic.clone(), up)).await.is_ok()
-            && state.wait_for(|state| *state != LinkState::Up).await.is_err()
-        {
-            return;
-        }
-    }
 }

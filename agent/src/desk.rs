@@ -15,6 +15,7 @@ use crate::custody::Rotated;
 use crate::emergency::{self, EmergencyReport};
 use crate::hardening;
 use crate::health::{Health, Vitals};
+use crate::reload::{Reloaded, Reloads};
 use crate::rotator::Rotations;
 use crate::services::Services;
 use crate::status::AgentStatus;
@@ -42,6 +43,8 @@ pub struct Running {
     pub rotations: Rotations,
     /// Where tasks are given orders.
     pub tasks: TaskDirectory,
+    /// Who reads the configuration again.
+    pub reloads: Reloads,
 }
 
 impl AgentDesk {
@@ -95,9 +98,14 @@ impl Desk for AgentDesk {
             epoch: Some(running.vitals.epoch.borrow().epoch.0),
             certificate: running.vitals.certificate.borrow().describe(),
             models,
+            restart: running.reloads.restart(),
             tasks: running.services.board.snapshot(),
             ..status
         }
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Refused> {
+        self.running()?.reloads.reload().await
     }
 
     async fn rotate_root(&self) -> Result<Rotated, Refused> {

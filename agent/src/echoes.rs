@@ -9,6 +9,8 @@
 //! - an outcome that came back leaves the spool before the broker may forget it;
 //! - when a fence has passed, everything that was published before it has come back, provided that the
 //!   broker lived and kept the session;
+//! - when other topics take outcomes, it connects anew, as the same client: what was published before
+//!   comes with the session that the broker keeps;
 //! - nobody waits for a fence longer than [`PATIENCE`]: then an outcome may be published twice rather
 //!   than never.
 
@@ -24,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::onboard::{Onboard, ReleaseStep, Topics};
+use crate::onboard::{Declared, Onboard, ReleaseStep, Topics};
 use crate::secrets::OsEntropy;
 use crate::spool::Spool;
 
@@ -107,14 +109,17 @@ impl Echoes {
         let config = LinkConfig {
             name: "outcomes".to_owned(),
             client_id: format!("{}-outcomes", base.client_id),
-            subscriptions: topics.outcomes().into_iter().map(|t| (t, Qos::AtLeastOnce)).collect(),
+            subscriptions: subscriptions(topics),
             last_will: None,
             acknowledge: Acknowledge::WhenConfirmed,
             session_expiry: KEPT_FOR,
             ..base.clone()
         };
-        let (link, events) = link::spawn(config, links.clone());
-        Self::on(link, events, topics)
+        let connection = links.child_token();
+        let (link, events) = link::spawn(config.clone(), connection.clone());
+        let (echoes, mut listener) = Self::on(link, events, topics);
+        listener.line = Some(Line { config, links: links.clone(), connection });
+        (echoes, listener)
     }
 
     /// On a link that subscribes to [`Topics::outcomes`].
@@ -132,8 +137,10 @@ impl Echoes {
             marker_topic: topics.marker(),
             asked,
             begun,
+            declarations: topics.declarations(),
             events,
-            _link: link,
+            link,
+            line: None,
             waiting: Vec::new(),
             run: random_word(),
             markers: 0,
@@ -185,9 +192,11 @@ pub struct EchoListener {
     marker_topic: String,
     asked: mpsc::Receiver<Passed>,
     begun: watch::Sender<bool>,
+    declarations: watch::Receiver<Declared>,
     events: mpsc::Receiver<LinkEvent>,
-    /// Kept, because the link ends with its last handle.
-    _link: Link,
+    link: Link,
+    /// How to connect anew.
+    line: Option<Line>,
     /// Fences that were asked for since the marker under way was published.
     waiting: Vec<Passed>,
     /// Earlier runs of the agent may have left markers of theirs.
@@ -195,6 +204,18 @@ pub struct EchoListener {
     markers: u64,
     /// A marker, and the fences that pass when it comes back.
     under_way: Option<(String, Vec<Passed>)>,
+}
+
+/// A link as it was asked for.
+struct Line {
+    config: LinkConfig,
+    links: CancellationToken,
+    /// Ends the link.
+    connection: CancellationToken,
+}
+
+fn subscriptions(topics: &Topics) -> Vec<(String, Qos)> {
+    topics.outcomes().into_iter().map(|topic| (topic, Qos::AtLeastOnce)).collect()
 }
 
 impl EchoListener {
@@ -224,8 +245,27 @@ impl EchoListener {
                     self.next_marker()
                 }
                 Some(_) = publishing.join_next() => false,
+                Ok(()) = self.declarations.changed() => {
+                    self.listen_anew(onboard.topics()).await;
+                    false
+                }
             };
         }
+    }
+
+    /// Connects with other subscriptions, if they are others.
+    async fn listen_anew(&mut self, topics: &Topics) {
+        let Some(line) = &mut self.line else { return };
+        let subscriptions = subscriptions(topics);
+        if line.config.subscriptions == subscriptions {
+            return;
+        }
+        line.config.subscriptions = subscriptions;
+        line.connection.cancel();
+        self.events.close();
+        self.link.closed().await;
+        line.connection = line.links.child_token();
+        (self.link, self.events) = link::spawn(line.config.clone(), line.connection.clone());
     }
 
     /// Takes the next marker if fences wait for one, or it is the first, and none is under way.

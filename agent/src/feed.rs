@@ -30,27 +30,29 @@ pub struct Feed {
     topics: Arc<Topics>,
     joiner: Joiner,
     events: mpsc::Receiver<LinkEvent>,
-    /// Kept, because the link ends with its last handle.
-    _link: Link,
+    link: Link,
+    /// Ends the link.
+    own: CancellationToken,
     refused: Throttle,
     incomplete: Throttle,
 }
 
 impl Feed {
-    /// Connects for a task; `base` says to which broker and as whom.
+    /// Connects for a task, until `own` is cancelled; `base` says to which broker and as whom.
     #[must_use]
     pub fn open(
         base: &LinkConfig,
         task: &DeclaredTask,
-        topics: Arc<Topics>,
-        links: &CancellationToken,
+        services: &Services,
+        own: CancellationToken,
     ) -> Self {
-        let own = (topics.input(&task.id), Qos::AtLeastOnce);
+        let topics = Arc::clone(services.onboard.topics());
+        let input = (topics.input(&task.id), Qos::AtLeastOnce);
         let existing = task.topics.iter().map(|topic| (topic.name.to_string(), Qos::AtLeastOnce));
         let mut config = LinkConfig {
             name: format!("inputs of {}", task.id),
             client_id: format!("{}-{}", base.client_id, task.id),
-            subscriptions: if task.topics.is_empty() { vec![own] } else { existing.collect() },
+            subscriptions: if task.topics.is_empty() { vec![input] } else { existing.collect() },
             last_will: None,
             ..base.clone()
         };
@@ -58,21 +60,23 @@ impl Feed {
             config.acknowledge = Acknowledge::WhenConfirmed;
             config.session_expiry = KEPT_FOR;
         }
-        let (link, events) = link::spawn(config, links.clone());
+        let (link, events) = link::spawn(config, own.clone());
         Self {
             task: task.id.clone(),
             topics,
             joiner: Joiner::new(task),
             events,
-            _link: link,
+            link,
+            own,
             refused: Throttle::default(),
             incomplete: Throttle::default(),
         }
     }
 
-    /// Brings inputs into the task's queue until the agent stops.
+    /// Brings inputs into the task's queue until the agent stops or the feed is ended; then the
+    /// connection is closed when it returns.
     pub async fn run(mut self, services: Arc<Services>, queue: Sender) {
-        let stop = services.stop.clone();
+        let (stop, own) = (services.stop.clone(), self.own.clone());
         let serve = async {
             while let Some(event) = self.events.recv().await {
                 match event {
@@ -84,7 +88,11 @@ impl Feed {
                 }
             }
         };
-        stop.run_until_cancelled(serve).await;
+        stop.run_until_cancelled(own.run_until_cancelled(serve)).await;
+        if own.is_cancelled() {
+            drop(self.events);
+            self.link.closed().await;
+        }
     }
 
     async fn message(&mut self, message: Message, services: &Services, queue: &Sender) {
@@ -116,12 +124,14 @@ impl Feed {
             Some(Ok(Joined::Incomplete)) => self.incomplete(now),
             Some(Err(refusal)) => self.refused(&message.topic, refusal, now),
             // The API's own input topic, which may ask for a reply.
-            None => {
+            None if self.topics.parse(&message.topic).is_some() => {
                 if let Some((_, _, request)) = Request::of(message, &self.topics) {
                     let _ = queue.push(request).await;
                 }
                 return;
             }
+            // The broker remembers what an earlier declaration of the task read.
+            None => return confirm(message.receipt),
         };
         if let Some(refusal) = refusal {
             services

@@ -132,12 +132,14 @@ impl Vitals {
     }
 }
 
-/// Publishes the agent's health whenever it changes, and tells systemd through `tell`.
+/// Publishes the agent's health whenever it changes, and tells systemd through `tell`, and others that
+/// READY was told.
 pub async fn watch(
     mut vitals: Vitals,
     onboard: Onboard,
     state_directory: PathBuf,
     mut watchdog: Watchdog,
+    told_ready: watch::Sender<bool>,
     stop: CancellationToken,
     tell: impl Fn(&[NotifyState<'_>]),
 ) {
@@ -151,6 +153,7 @@ pub async fn watch(
             LastFailure::forget(&state_directory);
             tracing::info!("ready");
             tell(&[NotifyState::Ready]);
+            told_ready.send_replace(true);
         }
         let text = if health.reasons.is_empty() {
             "root secret unsealed, both links up".to_owned()
@@ -238,7 +241,8 @@ mod tests {
             let _ = teller.send(states.join("\n"));
         };
         let directory = state.path().to_owned();
-        tokio::spawn(watch(vitals, onboard_api, directory, watchdog, stop.clone(), tell));
+        let ready = watch::Sender::new(false);
+        tokio::spawn(watch(vitals, onboard_api, directory, watchdog, ready, stop.clone(), tell));
         let kept = (certificate, epoch, spool, audit, conditions, events, far, echo_far, listener);
         Ends { uplink, onboard, told, state, _kept: Box::new((kept, stop)) }
     }

@@ -1,24 +1,24 @@
 //! What every session needs from the rest of the agent.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::clock::{BootId, Clock};
 use crate::conditions::Conditions;
-use crate::config::WhenFull;
 use crate::custody::{Custodian, CustodyError};
 use crate::engines::Engines;
 use crate::identity::attestation::Attester;
+use crate::live::{LiveSettings, Policy};
 use crate::onboard::Onboard;
 use crate::secrets::{OsEntropy, SessionSeed, scrubbed};
 use crate::session::registry::SessionRegistry;
-use crate::spool::{Order, Spool};
+use crate::spool::Spool;
 use crate::status::StatusBoard;
-use crate::ttl::Lifetimes;
+use crate::ttl::TtlClass;
 use crate::uplink::Uplink;
 use crate::vault::{EndedFacts, SessionRecord, Vault, VaultError};
 use crate::warm::WarmPool;
@@ -43,18 +43,12 @@ pub struct Services {
     pub custodian: Arc<dyn Custodian>,
     /// What answers a server that wants to know what this robot is; none without a TPM.
     pub attester: Option<Arc<dyn Attester>>,
-    /// What becomes of a task's windows when many wait; the default where nothing is said.
-    pub policies: BTreeMap<TaskId, Policy>,
-    /// How long a job may wait for its answer.
-    pub max_age: Duration,
-    /// Lifetimes of the classes.
-    pub lifetimes: Lifetimes,
+    /// What of the configuration may change.
+    pub live: watch::Receiver<LiveSettings>,
     /// The log of what happened to root secret, sessions and uplink.
     pub audit: Audit,
     /// What parts of the agent suffer from.
     pub conditions: Conditions,
-    /// Most results that a session decrypts, if its scheme bears as many.
-    pub decryption_budget: u64,
     /// Where sessions get their engine.
     pub engines: Arc<dyn Engines>,
     /// Keys made ahead.
@@ -65,23 +59,6 @@ pub struct Services {
     pub board: StatusBoard,
     /// Cancelled when the agent shuts down.
     pub stop: CancellationToken,
-}
-
-/// What becomes of a task's windows when many wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Which jobs go first.
-    pub order: Order,
-    /// Whether a window waits for its place where nothing more fits.
-    pub when_full: WhenFull,
-}
-
-impl Policy {
-    /// Whether a window for which there is no room is kept, and with it all that come after.
-    #[must_use]
-    pub fn holds(self) -> bool {
-        self == Self { order: Order::OldestFirst, when_full: WhenFull::Block }
-    }
 }
 
 /// Why no session could be made.
@@ -99,14 +76,26 @@ impl Services {
     /// What becomes of a task's windows when many wait.
     #[must_use]
     pub fn policy(&self, task: &TaskId) -> Policy {
-        self.policies.get(task).copied().unwrap_or_default()
+        self.live.borrow().policies.get(task).copied().unwrap_or_default()
     }
 
-    /// Most results that a session with this model decrypts: what the configuration allows, and no
-    /// more than its scheme bears.
+    /// How long a job may wait for its answer.
+    #[must_use]
+    pub fn max_age(&self) -> Duration {
+        self.live.borrow().spool.max_age
+    }
+
+    /// How long a session of a class lives that begins now.
+    #[must_use]
+    pub fn lifetime(&self, class: TtlClass) -> Duration {
+        self.live.borrow().sessions.lifetimes.of(class)
+    }
+
+    /// Most results that a session with this model decrypts that begins now: what the configuration
+    /// allows, and no more than its scheme bears.
     #[must_use]
     pub fn budget(&self, card: &ModelCard) -> u64 {
-        self.decryption_budget.min(card.max_results())
+        self.live.borrow().sessions.decryption_budget.min(card.max_results())
     }
 
     /// A fresh session seed; a few milliseconds of TPM time.

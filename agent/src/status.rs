@@ -87,6 +87,9 @@ pub struct AgentStatus {
     pub memory: String,
     /// Where the identity key is, and until when its certificate is valid.
     pub certificate: String,
+    /// Keys of the configuration whose values wait for the agent's next start.
+    #[serde(default)]
+    pub restart: Vec<String>,
     /// Models the server offers.
     pub models: Vec<String>,
     /// Key sets that are ready for sessions to come, of how many.

@@ -22,6 +22,9 @@ pub fn render(status: &AgentStatus) -> String {
     }
     let uptime = duration(status.uptime_seconds);
     line("agent", &format!("{} (pid {}), up {uptime}", status.version, status.pid));
+    if !status.restart.is_empty() {
+        line("", &format!("needs a restart: {}", status.restart.join(", ")));
+    }
     line("memory", &status.memory);
     line("identity", &status.certificate);
     let models =

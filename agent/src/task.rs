@@ -5,6 +5,7 @@
 //! - a successor becomes active after the session before it has durably ceased to be;
 //! - jobs never wait for a successor: the session before it takes them until it is ready, and if
 //!   that ends first, the successor's spool takes them;
+//! - what the configuration says of it counts as soon as it is said;
 //! - when a session of an open task ends, the next input finds a new one under way;
 //! - what comes before the model is known waits in the task's bounded queue, and a window that no
 //!   session takes yet waits with the task: nothing younger is looked at before it is handed over;
@@ -15,6 +16,7 @@ mod announcer;
 mod asked;
 mod dropping;
 mod inputs;
+mod opening;
 mod sessions;
 mod work;
 
@@ -22,22 +24,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moai_fhe::ModelCard;
-use moai_transport::ids::{ModelId, SessionId, TaskId};
+use moai_transport::ids::{SessionId, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::announcer::Announcer;
 use self::asked::Asked;
 use self::dropping::Dropping;
-use self::work::{Work, release};
+use self::opening::request_of;
+use self::work::Work;
 use crate::config::DeclaredTask;
 use crate::onboard::{
     Code, Command, Next, OpenRequest, Receiver, Refusal, ReplyTo, Request, TaskState, Wanted,
 };
 use crate::services::Services;
 use crate::session::lifecycle::{DrainReason, EndReason};
-use crate::session::{Input, Purpose, SessionHandle, SessionReport};
+use crate::session::{Input, SessionHandle, SessionReport};
 use crate::uplink::Catalogue;
 
 const REPORT_QUEUE_LEN: usize = 32;
@@ -61,6 +63,7 @@ pub(crate) struct Task {
     services: Arc<Services>,
     id: TaskId,
     declared: Option<DeclaredTask>,
+    declaration: watch::Receiver<Option<DeclaredTask>>,
     catalogue: watch::Receiver<Option<Arc<Catalogue>>>,
     /// The model it was asked for last; empty if this run of the agent knows of none.
     model: String,
@@ -95,7 +98,12 @@ pub(crate) fn orders() -> (Orders, mpsc::Receiver<Order>) {
 }
 
 impl Task {
-    pub(crate) fn new(services: Arc<Services>, id: TaskId, declared: Option<DeclaredTask>) -> Self {
+    pub(crate) fn new(
+        services: Arc<Services>,
+        id: TaskId,
+        mut declaration: watch::Receiver<Option<DeclaredTask>>,
+    ) -> Self {
+        let declared = declaration.borrow_and_update().clone();
         let (reports, incoming) = mpsc::channel(REPORT_QUEUE_LEN);
         Self {
             catalogue: services.uplink.catalogue(),
@@ -103,6 +111,7 @@ impl Task {
             services,
             id,
             declared,
+            declaration,
             model: String::new(),
             opening: None,
             work: None,
@@ -119,9 +128,8 @@ impl Task {
         let Ears { mut queue, mut orders } = ears;
         let stop = self.services.stop.clone();
         let mut held = self.services.registry.held();
-        if let Some(DeclaredTask { model, ttl, scores, .. }) = &self.declared {
-            let request = OpenRequest { model: model.clone(), ttl: *ttl, scores: *scores };
-            self.open_declared(request).await;
+        if let Some(declared) = &self.declared {
+            self.open_declared(request_of(declared)).await;
         }
         loop {
             self.make_room().await;
@@ -137,6 +145,7 @@ impl Task {
                 biased;
                 () = stop.cancelled() => break,
                 Some(order) = orders.recv() => self.order(order).await,
+                Ok(()) = self.declaration.changed() => self.redeclared().await,
                 Some((session, report)) = self.incoming.recv() => self.report(session, report).await,
                 () = async { drop(held.wait_for(|held| !held).await) }, if is_held => {
                     self.go_on().await;
@@ -215,100 +224,6 @@ impl Task {
         }
     }
 
-    async fn open(&mut self, request: OpenRequest, reply: Option<ReplyTo>) {
-        let declared = self.declared.as_ref().filter(|it| {
-            (&it.model, it.ttl, it.scores) != (&request.model, request.ttl, request.scores)
-        });
-        if let Some(declared) = declared {
-            let message = format!(
-                "the configuration opens this task with model {} and another request changes nothing",
-                declared.model
-            );
-            return self.refuse(Refusal::new(Code::Declared, message), reply).await;
-        }
-        if let Some(work) = &self.work {
-            if work.is_for(&request) {
-                // Onboard software that restarted opens again: it is the same task.
-                self.asked.when_active(reply);
-                return self.show_current().await;
-            }
-            let model = work.purpose.card.id();
-            let message = format!("the task is open with model {model}; close it first");
-            return self.refuse(Refusal::new(Code::AlreadyOpen, message), reply).await;
-        }
-        self.asked.when_active(reply);
-        self.model = request.model.to_string();
-        self.opening = Some(request);
-        self.try_open().await;
-    }
-
-    /// What the configuration says stands above what an earlier configuration said.
-    async fn open_declared(&mut self, request: OpenRequest) {
-        if self.work.as_ref().is_some_and(|work| work.is_for(&request)) {
-            return;
-        }
-        self.retire_all(DrainReason::Rotated).await;
-        self.model = request.model.to_string();
-        self.opening = Some(request);
-        self.try_open().await;
-    }
-
-    /// Opens the task if the server's catalogue is there and has its model.
-    async fn try_open(&mut self) {
-        let Some(request) = self.opening.clone() else { return };
-        let Some(known) = self.catalogue.borrow_and_update().clone() else {
-            let why = "waiting for the server's catalogue".to_owned();
-            return self.show("opening", None, Some(why)).await;
-        };
-        let found = match known.get(&request.model) {
-            Some(card) => self.work_with(card, &request),
-            None => Err(unknown_model(&known, &request.model)),
-        };
-        let refusal = match found {
-            Ok(work) => {
-                self.opening = None;
-                self.work = Some(work);
-                self.suffers_from(None);
-                return self.provide().await;
-            }
-            Err(refusal) => refusal,
-        };
-        let why = refusal.message.clone();
-        if self.declared.is_some() {
-            // Another catalogue may have it.
-            self.refuse(refusal, None).await;
-            self.suffers_from(Some(why.clone()));
-            self.show("opening", None, Some(why)).await;
-        } else {
-            self.opening = None;
-            let replies = self.asked.answered_by("ended");
-            self.refuse(refusal, replies).await;
-            self.show("ended", None, Some(why)).await;
-        }
-    }
-
-    fn work_with(&self, card: &Arc<ModelCard>, request: &OpenRequest) -> Result<Work, Refusal> {
-        let names = &card.window().channels;
-        let given = self.declared.as_ref().and_then(DeclaredTask::channels);
-        let work = Work::new(Purpose {
-            task: self.id.clone(),
-            card: Arc::clone(card),
-            ttl: request.ttl,
-            release: release(request),
-        });
-        work.filter(|work| given.is_none_or(|given| given == work.channels.get())).ok_or_else(|| {
-            let message = format!(
-                "model {} takes {} channels ({}), the task's topics give {}; correct [[tasks]] {}",
-                card.id(),
-                names.len(),
-                names.join(", "),
-                given.unwrap_or_default(),
-                self.id
-            );
-            Refusal::new(Code::WrongChannels, message)
-        })
-    }
-
     fn not_open(&self) -> Refusal {
         let message = format!(
             "the task is not open; publish {{\"model\": \"…\"}} to task/{}/open first",
@@ -356,12 +271,6 @@ impl Task {
         let replies = self.asked.answered_by(state);
         self.announcer.state(TaskState { state, model, session, reason }, replies).await;
     }
-}
-
-fn unknown_model(known: &Catalogue, model: &ModelId) -> Refusal {
-    let offered: Vec<String> = known.ids().map(ToString::to_string).collect();
-    let message = format!("the server offers no model {model}; it offers: {}", offered.join(", "));
-    Refusal::new(Code::UnknownModel, message)
 }
 
 /// Waits for a future, or for ever if there is none.

@@ -2,10 +2,14 @@
 //!
 //! Invariants:
 //! - one actor a task, bounded in number and in queue;
+//! - a task follows its declaration: only one that is declared no more, or with another model, ends its
+//!   session, which drains;
 //! - no task holds up another: only a declared task's own connection waits for it.
 
+mod directory;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use moai_transport::ids::{SessionId, TaskId};
@@ -16,15 +20,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::AuditEvent;
 use crate::config::{DeclaredTask, WhenFull};
-use crate::feed::Feed;
+use crate::feeds::Feeds;
+use crate::live::LiveSettings;
 use crate::onboard::{Code, Refusal, Request, Sender, Verb, queue};
 use crate::services::Services;
 use crate::session::lifecycle::EndReason;
 use crate::spool::Orphan;
-use crate::task::{Ears, Order, Orders, Task, orders};
+use crate::task::{Ears, Order, Task, orders};
 use crate::uplink::LinkState;
 use crate::vault::{EndedFacts, SessionFacts, SessionRecord, VaultError};
 use crate::watchdog::Pulse;
+
+pub use self::directory::{OrderError, TaskDirectory};
 
 /// What the vault has kept of a task.
 #[derive(Default)]
@@ -37,75 +44,16 @@ const MAX_TASKS: usize = 64;
 /// How long everybody waits for one refusal.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where orders to tasks are given. Short critical sections, never across an await.
-#[derive(Clone, Default)]
-pub struct TaskDirectory(Arc<Mutex<BTreeMap<TaskId, Orders>>>);
-
-/// Why a task does not follow an order.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OrderError {
-    /// There is none of that name.
-    #[error("there is no task {task}; there are: {}", names(known))]
-    Unknown {
-        /// The name.
-        task: TaskId,
-        /// Tasks there are.
-        known: Vec<TaskId>,
-    },
-    /// It has more to do than it can.
-    #[error("the task {task} is busy with earlier orders; try again")]
-    Busy {
-        /// The task.
-        task: TaskId,
-    },
-}
-
-fn names(known: &[TaskId]) -> String {
-    if known.is_empty() {
-        return "none".to_owned();
-    }
-    known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-impl TaskDirectory {
-    /// Gives an order to a task.
-    ///
-    /// # Errors
-    /// There is no such task, or it has not followed its earlier orders yet.
-    pub fn order(&self, task: &TaskId, order: Order) -> Result<(), OrderError> {
-        let tasks = self.tasks();
-        let Some(orders) = tasks.get(task) else {
-            let known = tasks.keys().cloned().collect();
-            return Err(OrderError::Unknown { task: task.clone(), known });
-        };
-        orders.try_send(order).map_err(|_| OrderError::Busy { task: task.clone() })
-    }
-
-    /// Gives an order to every task.
-    pub fn order_all(&self, order: Order) {
-        for (task, orders) in &*self.tasks() {
-            if orders.try_send(order).is_err() {
-                tracing::warn!(%task, ?order, "the task is busy with earlier orders");
-            }
-        }
-    }
-
-    fn enter(&self, task: TaskId, orders: Orders) {
-        self.tasks().insert(task, orders);
-    }
-
-    fn tasks(&self) -> MutexGuard<'_, BTreeMap<TaskId, Orders>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Routes onboard messages to the actors of their tasks.
 pub struct Tasks {
     services: Arc<Services>,
     directory: TaskDirectory,
     queues: HashMap<TaskId, Sender>,
-    /// Tasks of the configuration, whose inputs come on connections of their own.
-    declared: BTreeMap<TaskId, DeclaredTask>,
+    live: watch::Receiver<LiveSettings>,
+    /// What the configuration says of each task.
+    declarations: HashMap<TaskId, watch::Sender<Option<DeclaredTask>>>,
+    /// Where the inputs of declared tasks come from; none before they are opened.
+    feeds: Option<Feeds>,
     actors: TaskTracker,
     link_state: watch::Sender<LinkState>,
 }
@@ -113,15 +61,20 @@ pub struct Tasks {
 impl Tasks {
     /// No tasks yet. `link_state` tells everybody whether the onboard link is up.
     #[must_use]
-    pub fn new(
-        services: Arc<Services>,
-        declared: &[DeclaredTask],
-        link_state: watch::Sender<LinkState>,
-    ) -> Self {
-        let declared = declared.iter().map(|task| (task.id.clone(), task.clone())).collect();
-        let actors = TaskTracker::new();
-        let directory = TaskDirectory::default();
-        Self { services, directory, queues: HashMap::new(), declared, actors, link_state }
+    pub fn new(services: Arc<Services>, link_state: watch::Sender<LinkState>) -> Self {
+        let mut live = services.live.clone();
+        let declared = live.borrow_and_update().tasks.clone();
+        let declare = |task: DeclaredTask| (task.id.clone(), watch::Sender::new(Some(task)));
+        Self {
+            services,
+            directory: TaskDirectory::default(),
+            queues: HashMap::new(),
+            live,
+            declarations: declared.into_iter().map(declare).collect(),
+            feeds: None,
+            actors: TaskTracker::new(),
+            link_state,
+        }
     }
 
     /// Where orders to tasks are given.
@@ -132,18 +85,62 @@ impl Tasks {
 
     /// Opens the tasks of the configuration that are not resumed, and lets their inputs in, on
     /// connections of their own; `base` says to which broker and as whom.
-    pub fn open_declared(&mut self, base: &LinkConfig, links: &CancellationToken) {
-        for (id, declared) in self.declared.clone() {
-            let topics = Arc::clone(self.services.onboard.topics());
-            let feed = Feed::open(base, &declared, topics, links);
-            let known = self.queues.get(&id).cloned();
-            let queue = known.unwrap_or_else(|| self.start(id.clone(), self.task(&id)));
-            self.actors.spawn(feed.run(Arc::clone(&self.services), queue));
+    pub fn open_declared(&mut self, base: LinkConfig, links: CancellationToken) {
+        self.feeds = Some(Feeds::new(base, links));
+        let declared: Vec<_> = self.declarations.values().map(|it| it.borrow().clone()).collect();
+        for task in declared.into_iter().flatten() {
+            self.feed(&task);
         }
     }
 
-    fn task(&self, id: &TaskId) -> Task {
-        Task::new(Arc::clone(&self.services), id.clone(), self.declared.get(id).cloned())
+    /// Lets a task's inputs in, in place of those of an earlier declaration.
+    fn feed(&mut self, declared: &DeclaredTask) {
+        let id = &declared.id;
+        let queue = self.queues.get(id).cloned().unwrap_or_else(|| {
+            let task = self.task(id);
+            self.start(id.clone(), task)
+        });
+        queue.set_when_full(declared.when_full);
+        if let Some(feeds) = &mut self.feeds {
+            feeds.begin(&self.services, declared, queue, &self.actors);
+        }
+    }
+
+    /// Follows the configuration.
+    fn redeclare(&mut self) {
+        let tasks = self.live.borrow_and_update().tasks.clone();
+        let is_gone = |id: &TaskId| !tasks.iter().any(|task| task.id == *id);
+        for (id, declaration) in self.declarations.iter().filter(|(id, _)| is_gone(id)) {
+            if declaration.send_if_modified(|declared| declared.take().is_some()) {
+                self.feeds.as_mut().and_then(|feeds| feeds.end(id));
+                if let Some(queue) = self.queues.get(id) {
+                    queue.set_when_full(WhenFull::default());
+                }
+            }
+        }
+        for task in tasks {
+            let declaration = self.declarations.entry(task.id.clone()).or_default();
+            let before = declaration.borrow().clone();
+            if before.as_ref() == Some(&task) {
+                continue;
+            }
+            declaration.send_replace(Some(task.clone()));
+            // How messages are acknowledged is the connection's, too.
+            let as_before =
+                |it: &DeclaredTask| it.reads_like(&task) && it.when_full == task.when_full;
+            if !before.is_some_and(|before| as_before(&before)) {
+                self.feed(&task);
+            }
+        }
+    }
+
+    fn is_declared(&self, id: &TaskId) -> bool {
+        self.declarations.get(id).is_some_and(|declaration| declaration.borrow().is_some())
+    }
+
+    fn task(&mut self, id: &TaskId) -> Task {
+        let declaration = self.declarations.entry(id.clone()).or_default().subscribe();
+        Task::new(Arc::clone(&self.services), id.clone(), declaration)
     }
 
     /// Goes on with the sessions of an earlier run, those that had ended and left jobs untold too.
@@ -206,13 +203,15 @@ impl Tasks {
         let clock = &self.services.clock;
         let left = facts.expires_unix.filter(|_| clock.is_trusted());
         let left = left.map_or(Duration::ZERO, |at| at.saturating_sub(clock.unix()));
-        let left = left.min(self.services.lifetimes.of(facts.ttl));
+        let left = left.min(self.services.lifetime(facts.ttl));
         facts.boot = self.services.boot.clone();
         facts.expires = clock.boot().after(left);
     }
 
     fn start(&mut self, id: TaskId, task: Task) -> Sender {
-        let when_full = self.declared.get(&id).map_or(WhenFull::default(), |task| task.when_full);
+        let declaration = self.declarations.get(&id);
+        let when_full = declaration.and_then(|it| it.borrow().as_ref().map(|it| it.when_full));
+        let when_full = when_full.unwrap_or_default();
         let (sender, receiver) = queue(when_full);
         let (orders, heard) = orders();
         self.actors.spawn(task.run(Ears { queue: receiver, orders: heard }));
@@ -233,6 +232,7 @@ impl Tasks {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = pulse.beat() => {}
+                Ok(()) = self.live.changed() => self.redeclare(),
                 event = events.recv() => match event {
                     None => break,
                     Some(LinkEvent::Up) => {
@@ -277,7 +277,7 @@ impl Tasks {
         let Some((id, verb, request)) = Request::of(message, &topics) else { return };
         if retained && !verb.may_be_retained() {
             tracing::warn!(task = %id, "retained message ignored");
-        } else if verb != Verb::Input || !self.declared.contains_key(&id) {
+        } else if verb != Verb::Input || !self.is_declared(&id) {
             self.deliver(id, request).await;
         }
     }

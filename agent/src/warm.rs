@@ -83,6 +83,7 @@ pub struct WarmParts {
 enum Request {
     Take(Context, oneshot::Sender<Option<WarmKeys>>),
     Destroy(oneshot::Sender<usize>),
+    Want { wanted: usize, declared: Vec<ModelId> },
 }
 
 /// A handle to the pool's owner task.
@@ -144,6 +145,12 @@ impl WarmPool {
         destroyed.await.unwrap_or(0)
     }
 
+    /// Keeps so many ready from now on, for these declared models before others.
+    pub async fn want(&self, wanted: usize, declared: Vec<ModelId>) {
+        // An owner that has ended with the agent makes none any more.
+        let _ = self.requests.send(Request::Want { wanted, declared }).await;
+    }
+
     /// Keeps the pool from making keys while a session does.
     #[must_use]
     pub fn busy(&self) -> Busy {
@@ -178,7 +185,7 @@ impl Owner {
         let mut pause = Duration::ZERO;
         self.demand.look_into(catalogue.borrow_and_update().as_deref());
         loop {
-            let state = WarmState { ready: self.ready.len(), wanted: self.parts.wanted };
+            let state = WarmState { ready: self.ready.len(), wanted: self.demand.wanted() };
             self.told.send_replace(state);
             let next = if self.making.is_none() { self.next().cloned() } else { None };
             let wants = next.is_some();
@@ -203,6 +210,11 @@ impl Owner {
                         let destroyed = self.destroy().await;
                         let _ = reply.send(destroyed);
                     }
+                    Some(Request::Want { wanted, declared }) => {
+                        self.demand.change(wanted, declared);
+                        self.demand.look_into(catalogue.borrow().as_deref());
+                        self.shrink(wanted).await;
+                    }
                 },
                 changed = catalogue.changed() => match changed {
                     // The uplink ends after this task.
@@ -222,6 +234,7 @@ impl Owner {
                 } => {
                     self.making = None;
                     pause = self.made(made);
+                    self.shrink(self.demand.wanted()).await;
                 }
             }
         }
@@ -241,7 +254,12 @@ impl Owner {
 
     /// Destroys key sets of which there are more than there are to be, until there is room for one.
     async fn make_room(&mut self) {
-        while self.ready.len() >= self.parts.wanted {
+        self.shrink(self.demand.wanted().saturating_sub(1)).await;
+    }
+
+    /// Destroys key sets of which there are more than there are to be, until `most` are left.
+    async fn shrink(&mut self, most: usize) {
+        while self.ready.len() > most {
             let spare = self.ready.iter().position(|record| {
                 let context = record.facts.context;
                 self.count(context) > self.demand.share(context)

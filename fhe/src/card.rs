@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use self::ckks::{CkksCard, CkksFeature, CkksKind, Method};
-#[cfg(feature = "server")]
-pub(crate) use self::tfhe::MESSAGES;
-pub(crate) use self::tfhe::{Fields, SCORE_BITS};
+pub(crate) use self::tfhe::{Fields, MESSAGES, SCORE_BITS};
 pub use self::tfhe::{MAX_BOOTSTRAPS, MAX_THRESHOLD_FEATURES, ModelKind, TfheCard};
 use crate::context::{Context, ContextDigest, MAX_CKKS_RESULTS};
 use crate::error::ModelError;

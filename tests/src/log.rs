@@ -106,14 +106,25 @@ impl Log {
     /// # Errors
     /// No such line within `limit`, or the process ended without one.
     pub async fn wait_for(&self, pattern: &str, limit: Duration) -> Result<String> {
+        self.wait_for_nth(1, pattern, limit).await
+    }
+
+    /// Waits until so many lines contain `pattern`; returns the last of them.
+    ///
+    /// # Errors
+    /// As for [`Self::wait_for`].
+    pub async fn wait_for_nth(&self, n: usize, pattern: &str, limit: Duration) -> Result<String> {
         let mut progress = self.progress.clone();
-        let mut next = 0;
+        let (mut next, mut missing) = (0, n);
         let found = async {
             loop {
                 let ended = {
                     let seen = progress.borrow_and_update();
-                    if let Some(line) = seen.lines.iter().skip(next).find(|l| l.contains(pattern)) {
-                        return Some(line.clone());
+                    for line in seen.lines.iter().skip(next).filter(|line| line.contains(pattern)) {
+                        missing = missing.saturating_sub(1);
+                        if missing == 0 {
+                            return Some(line.clone());
+                        }
                     }
                     next = seen.lines.len();
                     seen.exit.is_some()

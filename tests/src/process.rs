@@ -302,6 +302,14 @@ impl Process {
         self.end(Signal::INT, limit).await
     }
 
+    /// SIGHUP, which asks a daemon to read its configuration again.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
     /// SIGSTOP: the process hangs, its connections stay open.
     ///
     /// # Errors

@@ -186,12 +186,21 @@ impl Agent {
         self.directory.join("state")
     }
 
-    /// Changes the configuration; it counts from the next start on.
+    /// Changes the configuration; it counts from the next start or reload on.
     ///
     /// # Errors
     /// The snippet is not TOML, or the file cannot be written.
     pub fn configure(&mut self, toml: &str) -> Result<()> {
         self.settings.overlay(toml)?;
+        self.settings.write(&self.config_file())
+    }
+
+    /// Takes a key, or a whole section, out of the configuration.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn configure_without(&mut self, key: &str) -> Result<()> {
+        self.settings.remove(key);
         self.settings.write(&self.config_file())
     }
 

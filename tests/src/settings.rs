@@ -20,6 +20,11 @@ impl Settings {
         Ok(())
     }
 
+    /// Takes a key of the top level out, a section for one.
+    pub fn remove(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
     /// Writes the file.
     ///
     /// # Errors

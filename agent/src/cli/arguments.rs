@@ -29,6 +29,9 @@ pub(super) enum Command {
     Provision(Provision),
     /// Run the agent in the foreground, as systemd does.
     Run,
+    /// Have the running agent read its configuration again, as `systemctl reload` does. A file with
+    /// problems changes nothing, and no session is dropped; what waits for a restart is named.
+    Reload,
     /// Show what the agent is doing, or why it is not running.
     Status {
         /// For programs: the status as JSON.

@@ -20,7 +20,7 @@ pub struct CustodyConfig {
 }
 
 /// What keeps the root secret.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum CustodianConfig {
     /// The TPM of `[tpm]`.
     Tpm,
@@ -33,7 +33,7 @@ pub enum CustodianConfig {
 }
 
 /// `[pkcs11]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pkcs11Config {
     /// The token's shared library.
     pub module: PathBuf,
@@ -44,7 +44,7 @@ pub struct Pkcs11Config {
 }
 
 /// `[kms]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmsConfig {
     /// Id, ARN or alias of the symmetric key.
     pub key: String,
@@ -55,7 +55,7 @@ pub struct KmsConfig {
 }
 
 /// `[escrow]`
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum EscrowConfig {
     /// File with an X25519 public key whose private half is kept offline.
     PublicKey(PathBuf),

@@ -20,7 +20,7 @@ const MAX_AGE_MS: u64 = 3_600_000;
 const DEFAULT_AGE_MS: u64 = 1000;
 
 /// A task of the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeclaredTask {
     /// Its name.
     pub id: TaskId,
@@ -52,10 +52,16 @@ impl DeclaredTask {
         let counts = self.topics.iter().map(|topic| topic.channels.count().map(NonZeroUsize::get));
         counts.sum::<Option<usize>>().filter(|count| *count > 0)
     }
+
+    /// Whether another declaration of the task has the same samples.
+    #[must_use]
+    pub fn reads_like(&self, other: &Self) -> bool {
+        (&self.topics, self.join) == (&other.topics, other.join)
+    }
 }
 
 /// A topic that a declared task reads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskTopic {
     /// The topic.
     pub name: TopicName,
@@ -66,7 +72,7 @@ pub struct TaskTopic {
 }
 
 /// The values of a topic's messages.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicChannels {
     /// The numbers at these places of a document.
     Pointers(Vec<Pointer>),

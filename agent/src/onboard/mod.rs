@@ -31,7 +31,7 @@ pub use queue::{MAX_WAITING, Next, Receiver, Sender, Wanted, queue};
 pub use refusal::{Code, Refusal};
 pub use reply::ReplyTo;
 pub use samples::{MAX_CHANNELS, Samples};
-pub use topics::{TopicName, Topics, Verb};
+pub use topics::{Declared, TopicName, Topics, Verb};
 
 use crate::ttl::TtlClass;
 

@@ -42,6 +42,7 @@ pub enum Wanted {
 
 #[derive(Default)]
 struct State {
+    when_full: WhenFull,
     waiting: VecDeque<Request>,
     bytes: usize,
     controls: usize,
@@ -50,7 +51,6 @@ struct State {
 }
 
 struct Shared {
-    when_full: WhenFull,
     state: Mutex<State>,
     /// Something came, or the last sender went.
     filled: Notify,
@@ -67,8 +67,8 @@ pub struct Receiver(Arc<Shared>);
 /// An empty queue.
 #[must_use]
 pub fn queue(when_full: WhenFull) -> (Sender, Receiver) {
-    let state = Mutex::new(State { senders: 1, ..State::default() });
-    let shared = Arc::new(Shared { when_full, state, filled: Notify::new(), freed: Notify::new() });
+    let state = Mutex::new(State { senders: 1, when_full, ..State::default() });
+    let shared = Arc::new(Shared { state, filled: Notify::new(), freed: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
@@ -131,6 +131,12 @@ impl Sender {
         }
     }
 
+    /// What becomes of inputs for which there is no room from now on, those that wait for it too.
+    pub fn set_when_full(&self, when_full: WhenFull) {
+        self.0.state().when_full = when_full;
+        self.0.freed.notify_waiters();
+    }
+
     /// Gives the message back if there is no room yet.
     fn try_push(&self, request: Request) -> Result<Option<Request>, Box<Request>> {
         let mut state = self.0.state();
@@ -140,7 +146,7 @@ impl Sender {
             }
             state.controls += 1;
         } else if !state.has_room(weight(&request)) {
-            match self.0.when_full {
+            match state.when_full {
                 WhenFull::Block => return Ok(Some(request)),
                 WhenFull::DropOldest => {
                     while !state.has_room(weight(&request)) && state.drop_oldest_input() {}

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use moai_transport::ids::TaskId;
+use tokio::sync::watch;
 
 use crate::config::DeclaredTask;
 
@@ -86,21 +87,45 @@ impl Verb {
 #[derive(Debug)]
 pub struct Topics {
     prefix: String,
+    declared: watch::Sender<Declared>,
+}
+
+/// What the configuration's tasks read and write beside the API.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Declared {
     results: BTreeMap<TaskId, TopicName>,
     read: BTreeSet<TopicName>,
+}
+
+impl Declared {
+    fn of(tasks: &[DeclaredTask]) -> Self {
+        let result = |task: &DeclaredTask| Some((task.id.clone(), task.result_topic.clone()?));
+        let read = tasks.iter().flat_map(|task| &task.topics).map(|topic| topic.name.clone());
+        Self { results: tasks.iter().filter_map(result).collect(), read: read.collect() }
+    }
 }
 
 impl Topics {
     /// The API below `prefix`, and what the configuration's tasks read and write beside it.
     #[must_use]
     pub fn new(prefix: &str, declared: &[DeclaredTask]) -> Self {
-        let result = |task: &DeclaredTask| Some((task.id.clone(), task.result_topic.clone()?));
-        let read = declared.iter().flat_map(|task| &task.topics).map(|topic| topic.name.clone());
-        Self {
-            prefix: prefix.to_owned(),
-            results: declared.iter().filter_map(result).collect(),
-            read: read.collect(),
-        }
+        Self { prefix: prefix.to_owned(), declared: watch::Sender::new(Declared::of(declared)) }
+    }
+
+    /// Other tasks are the configuration's from now on.
+    pub fn redeclare(&self, tasks: &[DeclaredTask]) {
+        let next = Declared::of(tasks);
+        self.declared.send_if_modified(|declared| {
+            let is_other = *declared != next;
+            *declared = next;
+            is_other
+        });
+    }
+
+    /// Tells when [`Topics::outcomes`] may have become others.
+    #[must_use]
+    pub fn declarations(&self) -> watch::Receiver<Declared> {
+        self.declared.subscribe()
     }
 
     /// The task and the verb of a topic; `None` if it is none of the API's.
@@ -136,7 +161,8 @@ impl Topics {
     /// Where a task's answers go.
     #[must_use]
     pub fn result(&self, task: &TaskId) -> String {
-        self.results.get(task).map_or_else(|| self.of(task, "result"), ToString::to_string)
+        let own = || self.of(task, "result");
+        self.declared.borrow().results.get(task).map_or_else(own, ToString::to_string)
     }
 
     /// Where a task's refusals go.
@@ -167,7 +193,8 @@ impl Topics {
     #[must_use]
     pub fn outcomes(&self) -> Vec<String> {
         let own = ["result", "error"].map(|leaf| format!("{}/task/+/{leaf}", self.prefix));
-        let others = self.results.values().map(ToString::to_string);
+        let declared = self.declared.borrow();
+        let others = declared.results.values().map(ToString::to_string);
         own.into_iter().chain(others).chain([self.marker()]).collect()
     }
 
@@ -182,9 +209,10 @@ impl Topics {
     /// Whether the agent reads a topic, or writes it for other reasons than to answer a request.
     #[must_use]
     pub fn is_taken(&self, topic: &TopicName) -> bool {
+        let declared = self.declared.borrow();
         self.is_own(topic.as_str())
-            || self.read.contains(topic)
-            || self.results.values().any(|result| result == topic)
+            || declared.read.contains(topic)
+            || declared.results.values().any(|result| result == topic)
     }
 
     fn of(&self, task: &TaskId, leaf: &str) -> String {

@@ -77,6 +77,8 @@ enum Turn {
 pub struct Input {
     /// The quantised features.
     pub inputs: Inputs,
+    /// The model they are for.
+    pub card: Arc<ModelCard>,
     /// Bytes of the samples in the clear.
     pub plain_len: u32,
     /// When the window's last sample arrived.
@@ -236,7 +238,7 @@ pub async fn open(
         return Err(StartError::Held);
     }
     let warm = services.warm.take(purpose.card.to_context()).await;
-    let lifetime = services.lifetimes.of(purpose.ttl);
+    let lifetime = services.lifetime(purpose.ttl);
     let Purpose { task, card, ttl, release } = purpose;
     let clock = &services.clock;
     let facts = SessionFacts {
@@ -311,13 +313,14 @@ async fn start(
     let (crowding, crowded) = watch::channel(false);
     let id = record.id.clone();
     let budget = services.budget(&record.facts.card);
+    let lifetime = services.lifetime(record.facts.ttl);
     let is_countable = record.facts.era == services.spool.era();
     let room = if is_countable { budget.saturating_sub(issued) } else { 0 };
     let actor = actor::Actor::new(
         services,
         record,
         waiting,
-        actor::Beginning { keys, stands_by, issued, membership, crowding },
+        actor::Beginning { keys, stands_by, issued, budget, lifetime, membership, crowding },
         reports,
     )?;
     tokio::spawn(actor.run(receiver, events));

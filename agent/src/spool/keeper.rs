@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use moai_transport::ids::{JobNumber, SessionId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -55,7 +56,7 @@ enum Waiting {
 
 pub(super) struct Keeper {
     file: SpoolFile,
-    limits: SpoolLimits,
+    max_bytes: Arc<AtomicU64>,
     era: Era,
     index: Index,
     /// What is to be in the file before the next job: who has opened it, and ends.
@@ -75,11 +76,17 @@ impl Keeper {
     ) -> Self {
         index.opened = Some((era, boot.clone()));
         let owed = vec![Record::Opened { era, boot }];
-        Self { file, limits, era, index, owed, garbage_limit: MIN_GARBAGE, trouble }
+        let max_bytes = Arc::new(AtomicU64::new(limits.max_bytes));
+        Self { file, max_bytes, era, index, owed, garbage_limit: MIN_GARBAGE, trouble }
     }
 
     pub(super) fn era(&self) -> Era {
         self.era
+    }
+
+    /// The limit, which may change at any time.
+    pub(super) fn max_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.max_bytes)
     }
 
     /// Writes what is owed. What the disk refuses now goes before the first job.
@@ -167,7 +174,7 @@ impl Keeper {
         if record.payload().len() > max_payload_len() {
             return Err(SpoolError::TooLarge);
         }
-        let max_bytes = self.limits.max_bytes;
+        let max_bytes = self.max_bytes.load(Ordering::Relaxed);
         if self.index.live + promised + record.len() as u64 > max_bytes {
             return Err(SpoolError::Full { max_bytes });
         }

@@ -24,6 +24,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moai_transport::ids::{JobNumber, SessionId, TaskId};
@@ -199,6 +200,7 @@ impl SpoolError {
 #[derive(Clone)]
 pub struct Spool {
     requests: mpsc::Sender<Request>,
+    max_bytes: Arc<AtomicU64>,
     era: Era,
     trouble: watch::Receiver<Option<String>>,
 }
@@ -227,13 +229,13 @@ impl Spool {
         let disk = Arc::new(SystemDisk);
         let (keeper, damage) =
             keeper(disk, &path, limits, boot.to_string(), fresh, now, sender).map_err(open)?;
-        let era = keeper.era();
+        let (era, max_bytes) = (keeper.era(), keeper.max_bytes());
         let (requests, receiver) = mpsc::channel(QUEUE_LEN);
         std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || keeper.run(receiver))
             .map_err(open)?;
-        Ok((Self { requests, era, trouble }, damage))
+        Ok((Self { requests, max_bytes, era, trouble }, damage))
     }
 
     /// A spool on a disk in memory, served by a task, which ends with its runtime as with a crash.
@@ -250,14 +252,19 @@ impl Spool {
         let opened = keeper(disk, &path, limits, boot.to_string(), fresh, 0, sender);
         let (mut keeper, damage) = opened.unwrap();
         assert_eq!(damage, None);
-        let era = keeper.era();
+        let (era, max_bytes) = (keeper.era(), keeper.max_bytes());
         let (requests, mut receiver) = mpsc::channel(QUEUE_LEN);
         tokio::spawn(async move {
             while let Some(request) = receiver.recv().await {
                 keeper.turn(vec![request]);
             }
         });
-        Self { requests, era, trouble }
+        Self { requests, max_bytes, era, trouble }
+    }
+
+    /// How many bytes the jobs that wait may have from now on; what waits already, stays.
+    pub fn limit(&self, max_bytes: u64) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
     }
 
     /// The era: a session keeps that in which it began.

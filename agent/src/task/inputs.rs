@@ -52,8 +52,16 @@ impl Task {
             };
             let inputs = work.purpose.card.inputs(&window).map_err(|error| malformed(&error))?;
             let (features, reply) = (started.elapsed(), reply.cloned());
-            let receipt = None;
-            self.pending.push_back(Input { inputs, plain_len, arrived, features, reply, receipt });
+            let (card, receipt) = (Arc::clone(&work.purpose.card), None);
+            self.pending.push_back(Input {
+                inputs,
+                card,
+                plain_len,
+                arrived,
+                features,
+                reply,
+                receipt,
+            });
         }
         Ok(())
     }
@@ -70,6 +78,20 @@ impl Task {
         if let Some(work) = self.work.as_mut().filter(|work| is_short && !work.renews) {
             work.renews = true;
             self.provide().await;
+        }
+    }
+
+    /// Windows come back from a session that has ended. The next one takes them if the task still asks
+    /// the same model.
+    pub(super) async fn take_back(&mut self, returned: Vec<Input>) {
+        let card = self.work.as_ref().map(|work| Arc::clone(&work.purpose.card));
+        let fits = |input: &Input| card.as_ref().is_some_and(|it| Arc::ptr_eq(it, &input.card));
+        let (kept, others): (Vec<_>, Vec<_>) = returned.into_iter().partition(fits);
+        for input in kept.into_iter().rev() {
+            self.pending.push_front(input);
+        }
+        for input in others {
+            self.refuse(self.not_open(), input.settle()).await;
         }
     }
 

@@ -198,9 +198,7 @@ impl Task {
                 if is_followed {
                     self.before_ceased().await;
                 }
-                for input in returned.into_iter().rev() {
-                    self.pending.push_front(input);
-                }
+                self.take_back(returned).await;
                 self.ended(is_current, is_successor, &reason).await;
                 if self.work.is_none() {
                     self.refuse_pending().await;

@@ -25,6 +25,16 @@ impl Demand {
         Self { wanted, declared, contexts: Vec::new(), asked: Vec::new() }
     }
 
+    /// Other numbers and other models, until the next change.
+    pub(super) fn change(&mut self, wanted: usize, declared: Vec<ModelId>) {
+        (self.wanted, self.declared) = (wanted, declared);
+    }
+
+    /// Key sets that there are to be.
+    pub(super) fn wanted(&self) -> usize {
+        self.wanted
+    }
+
     /// The contexts, the most wanted first.
     pub(super) fn contexts(&self) -> impl Iterator<Item = &Context> {
         self.contexts.iter()

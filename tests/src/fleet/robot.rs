@@ -9,9 +9,11 @@ use anyhow::{Context as _, Result};
 use moai_agent::audit::{Audit, AuditLimits};
 use moai_agent::clock::{BootId, Clock, SystemClock};
 use moai_agent::conditions::Conditions;
+use moai_agent::config::SessionsConfig;
 use moai_agent::custody::{Custodian, CustodianKind, CustodyError};
 use moai_agent::echoes::Echoes;
 use moai_agent::engines::Engines;
+use moai_agent::live::LiveSettings;
 use moai_agent::onboard::{Onboard, ReleaseStep, Topics};
 use moai_agent::secrets::{OsEntropy, VaultKey};
 use moai_agent::services::Services;
@@ -120,6 +122,16 @@ impl Robot {
             catalogue: uplink.catalogue(),
             declared: Vec::new(),
         };
+        let settings = LiveSettings {
+            sessions: SessionsConfig {
+                lifetimes: Lifetimes::default(),
+                warm: 0,
+                decryption_budget: DECRYPTION_BUDGET,
+            },
+            spool: SpoolLimits::default(),
+            tasks: Vec::new(),
+            policies: [].into(),
+        };
         let services = Arc::new(Services {
             clock,
             boot,
@@ -129,19 +141,16 @@ impl Robot {
             onboard,
             custodian,
             attester: None,
-            policies: [].into(),
-            max_age: SpoolLimits::default().max_age,
-            lifetimes: Lifetimes::default(),
+            live: watch::channel(settings).1,
             audit,
             conditions: Conditions::default(),
-            decryption_budget: DECRYPTION_BUDGET,
             engines,
             warm: WarmPool::start(warm, stop.clone())?,
             registry,
             board: StatusBoard::default(),
             stop,
         });
-        let mut tasks = Tasks::new(Arc::clone(&services), &[], link_state);
+        let mut tasks = Tasks::new(Arc::clone(&services), link_state);
         tasks.resume().await?;
         let pulse = Watchdog::new(None, |_| {}).guard("onboard link");
         tokio::spawn(tasks.run(onboard_events, pulse));

@@ -63,7 +63,7 @@ impl Systemd {
 const WATCHDOG: Duration = Duration::from_secs(2);
 
 /// Lets the agent believe that systemd has started it.
-fn supervise(agent: &mut Agent, socket: &Path) -> Result<Systemd> {
+pub(crate) fn supervise(agent: &mut Agent, socket: &Path) -> Result<Systemd> {
     let systemd = Systemd::listen(socket)?;
     agent.set_env("NOTIFY_SOCKET", &socket.to_string_lossy());
     agent.set_env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());

@@ -63,6 +63,10 @@ pub(super) struct Beginning {
     pub stands_by: bool,
     /// Numbers its jobs have had in earlier runs of the agent.
     pub issued: u64,
+    /// Most jobs it takes.
+    pub budget: u64,
+    /// How long it lives, all in all.
+    pub lifetime: Duration,
     /// Its place among all sessions.
     pub membership: Membership,
     /// Where it says that it has windows without room.
@@ -81,6 +85,8 @@ pub(super) struct Actor {
     opens: u64,
     /// Number of the newest job.
     issued: u64,
+    budget: u64,
+    lifetime: Duration,
     registration: Registration,
     jobs: Jobs,
     /// Outcomes that have to wait for those of earlier jobs.
@@ -125,7 +131,8 @@ impl Actor {
         for job in waiting.jobs {
             jobs.insert(job, None, Instant::now());
         }
-        let Beginning { keys, stands_by, issued, membership, crowding } = beginning;
+        let Beginning { keys, stands_by, issued, budget, lifetime, membership, crowding } =
+            beginning;
         let (task, id) = (record.facts.task.clone(), record.id.clone());
         Ok(Self {
             context: context_id(card),
@@ -133,6 +140,8 @@ impl Actor {
             signing_key: Arc::new(record.seed.signing_key()),
             opens: u64::from(record.facts.run) << 32,
             issued,
+            budget,
+            lifetime,
             outbox: Outbox::start(Arc::clone(&services), task, id),
             services,
             record,
@@ -275,10 +284,7 @@ impl Actor {
             state: self.state().word().to_owned(),
             warm: self.record.facts.warm,
             expires_in_seconds: self.remaining().as_secs(),
-            decryptions_left: self
-                .services
-                .budget(&self.record.facts.card)
-                .saturating_sub(self.issued),
+            decryptions_left: self.budget.saturating_sub(self.issued),
             upload,
             waiting: self.jobs.len() + self.outbox.pending(),
         };
@@ -322,8 +328,7 @@ impl Actor {
         self.drop_old();
         // Jobs of other sessions may have left the spool.
         self.place_held().await;
-        let lifetime = self.services.lifetimes.of(self.record.facts.ttl);
-        let is_old = self.remaining() <= lifetime / u32::try_from(RENEWAL_PART).unwrap_or(1);
+        let is_old = self.remaining() <= self.lifetime / u32::try_from(RENEWAL_PART).unwrap_or(1);
         if is_old && !self.is_ageing && !self.stands_by && self.state().draining().is_none() {
             self.is_ageing = true;
             self.report(SessionReport::Ageing).await;

@@ -163,7 +163,7 @@ impl Actor {
     /// A window is a job, and on disk.
     fn placed(&mut self, window: Encrypted, number: JobNumber) {
         self.issued = number.0;
-        if self.issued == self.services.budget(&self.record.facts.card) {
+        if self.issued == self.budget {
             let session = self.record.id.clone();
             self.services.audit.record(AuditEvent::BudgetExhausted { session });
         }
@@ -240,7 +240,7 @@ impl Actor {
 
     /// Ends the jobs that have waited for too long.
     pub(super) fn drop_old(&mut self) {
-        let (now, max_age) = (self.services.clock.boot(), self.services.max_age);
+        let (now, max_age) = (self.services.clock.boot(), self.services.max_age());
         while let Some((number, job)) = self.jobs.remove_older(now.before(max_age)) {
             let message = format!("the job was not answered within {} s", max_age.as_secs());
             let refusal = self.refusal(Code::Expired, number, message);

@@ -24,14 +24,15 @@ use super::server::{Server, Signer, identity};
 use crate::audit::Audit;
 use crate::clock::{BootId, BootInstant, Clock};
 use crate::conditions::Conditions;
-use crate::config::WhenFull;
+use crate::config::{SessionsConfig, WhenFull};
 use crate::custody::{Custodian, CustodianKind, CustodyError};
 use crate::disk::memory::MemoryDisk;
 use crate::echoes::Echoes;
 use crate::engines::Engines;
+use crate::live::{LiveSettings, Policy};
 use crate::onboard::{Onboard, ReleaseStep, Topics};
 use crate::secrets::VaultKey;
-use crate::services::{Policy, Services};
+use crate::services::Services;
 use crate::session::registry::SessionRegistry;
 use crate::spool::{Order, Spool, SpoolLimits};
 use crate::status::{StatusBoard, TaskStatus};
@@ -76,6 +77,24 @@ impl Default for Setting {
 impl Setting {
     fn policy(&self) -> Policy {
         Policy { order: self.order, when_full: self.when_full }
+    }
+
+    fn spool_limits(&self) -> SpoolLimits {
+        SpoolLimits { max_bytes: self.spool_bytes, ..SpoolLimits::default() }
+    }
+
+    fn live(&self) -> LiveSettings {
+        let ttl = self.ttl;
+        LiveSettings {
+            sessions: SessionsConfig {
+                lifetimes: Lifetimes { general: ttl, sensitive: ttl, long: ttl },
+                warm: self.warm,
+                decryption_budget: self.budget,
+            },
+            spool: self.spool_limits(),
+            tasks: Vec::new(),
+            policies: [(TASK.parse().unwrap(), self.policy())].into(),
+        }
     }
 }
 
@@ -284,7 +303,6 @@ impl World {
             catalogue: uplink.catalogue(),
             declared: Vec::new(),
         };
-        let ttl = self.setting.ttl;
         let onboard =
             Onboard::new(onboard_link, topics, state, echoes, stop.clone(), |_: ReleaseStep| {});
         let spool = self.spool();
@@ -300,10 +318,7 @@ impl World {
             attester: None,
             audit,
             conditions: Conditions::default(),
-            policies: [(TASK.parse().unwrap(), self.setting.policy())].into(),
-            max_age: Duration::from_hours(4),
-            lifetimes: Lifetimes { general: ttl, sensitive: ttl, long: ttl },
-            decryption_budget: self.setting.budget,
+            live: watch::channel(self.setting.live()).1,
             engines,
             warm: WarmPool::start(warm, stop.clone()).unwrap(),
             registry,
@@ -321,7 +336,7 @@ impl World {
         if is_up && let Some(kept) = self.kept_state() {
             onboard_far.send(kept).await.unwrap();
         }
-        let mut tasks = Tasks::new(Arc::clone(&services), &[], link_state);
+        let mut tasks = Tasks::new(Arc::clone(&services), link_state);
         tasks.resume().await.unwrap();
         let tasks = tokio::spawn(
             tasks.run(onboard_events, Watchdog::new(None, |_| {}).guard("onboard link")),
@@ -389,7 +404,7 @@ impl World {
     }
 
     fn spool(&self) -> Spool {
-        let limits = SpoolLimits { max_bytes: self.setting.spool_bytes, ..SpoolLimits::default() };
+        let limits = self.setting.spool_limits();
         Spool::in_memory(&self.disk, limits, &self.boot())
     }
 
