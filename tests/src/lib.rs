@@ -35,6 +35,7 @@ pub mod faults;
 pub mod fleet;
 pub mod inside;
 pub mod log;
+pub mod manual;
 pub mod moto;
 pub mod mqtt;
 pub mod onboard;

@@ -1,6 +1,7 @@
 //! What is installed on a robot beside the agent, checked by systemd's own tools.
 
 mod files;
+mod manual;
 mod unit;
 
 use std::ffi::OsStr;
