@@ -8,8 +8,11 @@
 
 mod cargo;
 mod cross;
+mod debian;
+mod dist;
 mod environment;
 mod helm;
+mod licences;
 mod oelint;
 mod reproducible;
 mod setup;
@@ -89,6 +92,15 @@ enum Command {
         #[arg(long, default_value = "moai-agent")]
         package: String,
     },
+    /// Build the release: the agent's Debian package, with its bill of materials and checksums.
+    Dist {
+        /// Also look for faults of the package (lintian), and install, upgrade and remove it in a Debian
+        /// of its own.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write the agent's man pages and shell completions anew, from its command line.
+    Manual,
     /// Bring the Yocto layer's list of crates up to date with Cargo.lock, then check the recipes.
     Yocto,
     /// Install what builds, tests and benches need.
@@ -143,6 +155,8 @@ fn run(command: Command) -> Result<()> {
         Command::Cross { target, test: true, arguments } => cross::test(target, &arguments),
         Command::Cross { target, arguments, .. } => cross::build(target, &arguments).map(drop),
         Command::Reproducible { package } => reproducible::check(&package),
+        Command::Dist { check } => dist::make(check),
+        Command::Manual => become_binary(Purpose::Manual, "moai-manual", &[]),
         Command::Yocto => {
             environment::OELINT.install()?;
             yocto::write_crates()?;

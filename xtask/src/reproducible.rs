@@ -89,11 +89,11 @@ fn prefixes(sources: &Path, home: &Path, target: &Path) -> [String; 3] {
         .map(|(path, name)| format!("{}={name}", path.display()))
 }
 
-fn rust_flags(sources: &Path, home: &Path, target: &Path) -> String {
+pub(crate) fn rust_flags(sources: &Path, home: &Path, target: &Path) -> String {
     prefixes(sources, home, target).map(|it| format!("--remap-path-prefix={it}")).join(" ")
 }
 
-fn c_flags(sources: &Path, home: &Path, target: &Path) -> String {
+pub(crate) fn c_flags(sources: &Path, home: &Path, target: &Path) -> String {
     prefixes(sources, home, target).map(|it| format!("-ffile-prefix-map={it}")).join(" ")
 }
 
@@ -139,7 +139,7 @@ fn export(directory: &Path) -> Result<()> {
 }
 
 /// When the current commit was made, in seconds since 1970.
-fn commit_time() -> Result<String> {
+pub(crate) fn commit_time() -> Result<String> {
     let output = git().args(["log", "-1", "--format=%ct"]).output().context("cannot start git")?;
     ensure!(output.status.success(), "this is no git repository");
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -151,7 +151,7 @@ fn git() -> Command {
     command
 }
 
-fn cargo_home() -> Result<PathBuf> {
+pub(crate) fn cargo_home() -> Result<PathBuf> {
     let named = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let usual = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo"));
     named.or_else(usual).context("neither CARGO_HOME nor HOME is set")

@@ -23,9 +23,15 @@ pub(crate) enum Purpose {
     /// The demo with the scheme CKKS.
     CkksDemo,
     Bench,
+    /// The agent's manual, for which programs are built and none is run.
+    Manual,
     Test,
     Cross,
-    /// Everything but what [`Purpose::Cross`] alone wants.
+    /// The release.
+    Dist,
+    /// The release, with checks of its package.
+    DistCheck,
+    /// Everything but what is for [`Purpose::Cross`] and [`Purpose::DistCheck`] alone.
     All,
 }
 

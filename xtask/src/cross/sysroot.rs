@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Target;
 use crate::cargo::{RUSTC, debian_cargo, step};
+use crate::debian;
 
 /// The only release whose packages are known to fit.
 const RELEASE: &str = "bookworm";
@@ -49,7 +50,7 @@ impl Sysroot {
                 .arg(format!("--include={}", packages(target)))
                 .arg(RELEASE)
                 .arg(&sysroot.path)
-                .args(sources(target)?),
+                .args(debian::sources(|suite| takes(target, suite))?),
         )?;
         match target {
             Target::Aarch64 => sysroot.link_standard_library(target)?,
@@ -119,27 +120,11 @@ fn packages(target: Target) -> String {
     }
 }
 
-/// The machine's own sources of the release, as lines of a sources.list.
-fn sources(target: Target) -> Result<Vec<String>> {
-    let format = "--format=$(CODENAME) deb $(REPO_URI) $(RELEASE) $(COMPONENT)";
-    let output = Command::new("apt-get")
-        .args(["indextargets", format, "Created-By: Packages", "Origin: Debian"])
-        .output()
-        .context("cannot ask apt-get for the machine's sources")?;
-    let sources = select(target, &String::from_utf8_lossy(&output.stdout));
-    if sources.is_empty() {
-        bail!("apt-get knows no source of Debian's {RELEASE}; run `apt-get update` first");
-    }
-    Ok(sources)
-}
-
-/// Of lines `CODENAME SOURCE` those that the target wants. The compiler's package comes with
-/// security updates, so its standard library must, too; those are not made for armhf any more.
-fn select(target: Target, lines: &str) -> Vec<String> {
-    let security = format!("{RELEASE}-security");
-    let wanted = |name: &str| name == RELEASE || (target == Target::Aarch64 && name == security);
-    let lines = lines.lines().filter_map(|line| line.split_once(' '));
-    lines.filter(|(name, _)| wanted(name)).map(|(_, source)| source.to_owned()).collect()
+/// Whether a target takes packages of a suite. The compiler's package comes with security updates, so
+/// its standard library must, too; those are not made for armhf any more.
+fn takes(target: Target, suite: &str) -> bool {
+    suite == RELEASE
+        || (target == Target::Aarch64 && suite.strip_suffix("-security") == Some(RELEASE))
 }
 
 /// The compiler's version, commit included.
@@ -161,8 +146,7 @@ fn remove(path: &Path) -> Result<()> {
 /// # Errors
 /// Not Debian 12: then compilers and libraries do not fit one another.
 pub(super) fn check_distribution() -> Result<()> {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    if release.lines().any(|line| line == format!("VERSION_CODENAME={RELEASE}")) {
+    if debian::release().as_deref() == Some(RELEASE) {
         return Ok(());
     }
     bail!(
@@ -177,13 +161,9 @@ mod tests {
 
     #[test]
     fn armhf_takes_the_main_suite_and_arm64_security_updates_too() {
-        let lines = "bookworm deb http://mirror/debian/ bookworm main\n\
-                     bookworm-updates deb http://mirror/debian/ bookworm-updates main\n\
-                     bookworm-security deb http://mirror/security/ bookworm-security main\n";
-        let main = "deb http://mirror/debian/ bookworm main".to_owned();
-        assert_eq!(select(Target::Armv7, lines), std::slice::from_ref(&main));
-        let security = "deb http://mirror/security/ bookworm-security main".to_owned();
-        assert_eq!(select(Target::Aarch64, lines), [main, security]);
-        assert!(select(Target::Aarch64, "trixie deb http://mirror/debian/ trixie main").is_empty());
+        let suites = ["bookworm", "bookworm-updates", "bookworm-security", "trixie"];
+        let taken = |target| suites.into_iter().filter(move |suite| takes(target, suite));
+        assert!(taken(Target::Armv7).eq(["bookworm"]));
+        assert!(taken(Target::Aarch64).eq(["bookworm", "bookworm-security"]));
     }
 }
