@@ -108,7 +108,7 @@ async fn the_agent_understands_every_command_of_the_unit() -> Result<()> {
         assert_eq!(finished.status.code(), Some(EX_CONFIG), "Exec{when}={command}\n{text}");
         seen.push(when);
     }
-    assert_eq!(seen, ["StartPre", "Start"]);
+    assert_eq!(seen, ["StartPre", "Start", "Reload"]);
     Ok(())
 }
 
