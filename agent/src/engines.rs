@@ -23,7 +23,7 @@ impl Engines for FheEngines {
 /// What the engines lack on this machine, with the remedy.
 #[must_use]
 pub fn gap() -> Option<&'static str> {
-    gap_at(usize::BITS)
+    if cfg!(feature = "tfhe") { gap_at(usize::BITS) } else { None }
 }
 
 fn gap_at(pointer_bits: u32) -> Option<&'static str> {

@@ -8,15 +8,17 @@
 //! - What tfhe keeps on the heap while it generates keys is wiped by the program's zeroizing
 //!   allocator, not by this crate.
 
+#[cfg(feature = "ckks")]
 mod ckks;
 mod stack;
+#[cfg(feature = "tfhe")]
 pub(crate) mod tfhe;
 
 use thiserror::Error;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::card::{Inputs, ModelCard, Scores};
-use crate::context::{Context, Scheme};
+use crate::context::{Context, NotBuilt, Scheme};
 use crate::error::{FormatError, ModelError};
 
 /// 32 secret bytes from which all keys of a session follow. Moving it leaves no copy behind.
@@ -49,9 +51,13 @@ impl KeySeed {
     #[must_use]
     pub fn expose_keys(&self, context: &Context) -> ExposedKeys {
         match context.scheme() {
+            #[cfg(feature = "tfhe")]
             Scheme::Tfhe => tfhe::TfheEngine::new(context, self).expose(),
+            #[cfg(feature = "ckks")]
             Scheme::Ckks(parameters) => ckks::CkksEngine::new(context, parameters, self)
                 .map_or_else(|_| ExposedKeys::default(), |engine| engine.expose()),
+            #[cfg(not(all(feature = "tfhe", feature = "ckks")))]
+            _ => ExposedKeys::default(),
         }
     }
 }
@@ -89,6 +95,9 @@ pub enum EngineError {
     /// The card or the levels don't fit. Fix the input.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The engine is not part of this program.
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
     /// The card was made for another context. Ask the server for its current catalogue.
     #[error("the model runs under another context; fetch the catalogue again")]
     ContextMismatch,
@@ -145,12 +154,19 @@ pub trait Engine: Send + Sync {
 /// Makes the engine of a context with the keys of a seed: milliseconds, deterministic.
 ///
 /// # Errors
-/// [`EngineError::ContextMismatch`] when no primes of the sizes of a CKKS context exist.
+/// [`EngineError::ContextMismatch`] when no primes of the sizes of a CKKS context exist,
+/// [`EngineError::NotBuilt`] when the scheme's engine is not part of this program.
 pub fn setup(context: &Context, seed: &KeySeed) -> Result<Box<dyn Engine>, EngineError> {
-    stack::scrubbed(|| {
-        Ok(match context.scheme() {
-            Scheme::Tfhe => Box::new(tfhe::TfheEngine::new(context, seed)) as Box<dyn Engine>,
-            Scheme::Ckks(parameters) => Box::new(ckks::CkksEngine::new(context, parameters, seed)?),
-        })
-    })
+    stack::scrubbed(|| engine(context, seed))
+}
+
+fn engine(context: &Context, seed: &KeySeed) -> Result<Box<dyn Engine>, EngineError> {
+    match context.scheme() {
+        #[cfg(feature = "tfhe")]
+        Scheme::Tfhe => Ok(Box::new(tfhe::TfheEngine::new(context, seed))),
+        #[cfg(feature = "ckks")]
+        Scheme::Ckks(parameters) => Ok(Box::new(ckks::CkksEngine::new(context, parameters, seed)?)),
+        #[cfg(not(all(feature = "tfhe", feature = "ckks")))]
+        _ => Err(NotBuilt { scheme: context.scheme_name() }.into()),
+    }
 }

@@ -16,7 +16,6 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 pub use self::ckks::CkksParameters;
-use crate::noise;
 
 /// First bytes of every canonical context.
 const MAGIC: &[u8; 8] = b"moai-fhe";
@@ -186,6 +185,9 @@ pub enum ContextError {
         /// The most there may be.
         most: u32,
     },
+    /// Of a scheme whose engine this program is built without.
+    #[error("{0}")]
+    NotBuilt(#[from] NotBuilt),
     /// Sound as far as is known, but not what this release computes with.
     #[error("the context is not one this release knows; update the older side")]
     Unsupported,
@@ -232,6 +234,18 @@ impl Context {
             Scheme::Tfhe => "tfhe",
             Scheme::Ckks(_) => "ckks",
         }
+    }
+
+    /// Fails if the engine of the scheme is not part of this program.
+    ///
+    /// # Errors
+    /// [`NotBuilt`], which names the scheme.
+    pub fn check_built(&self) -> Result<(), NotBuilt> {
+        let is_built = match self.scheme {
+            Scheme::Tfhe => cfg!(feature = "tfhe"),
+            Scheme::Ckks(_) => cfg!(feature = "ckks"),
+        };
+        if is_built { Ok(()) } else { Err(NotBuilt { scheme: self.scheme_name() }) }
     }
 
     /// SHA-256 of the canonical bytes.
@@ -297,7 +311,26 @@ impl Context {
     }
 }
 
+/// The engine of a scheme is not part of this program. Stop: another build is needed, or another model.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "this program is built without the scheme {scheme}; install the build that has it, or use a model \
+     of another scheme"
+)]
+pub struct NotBuilt {
+    /// The scheme's name, `tfhe` or `ckks`.
+    pub scheme: &'static str,
+}
+
+#[cfg(not(feature = "tfhe"))]
+fn check(_parameters: &Parameters) -> Result<(), ContextError> {
+    Err(NotBuilt { scheme: "tfhe" }.into())
+}
+
+#[cfg(feature = "tfhe")]
 fn check(parameters: &Parameters) -> Result<(), ContextError> {
+    use crate::noise;
+
     let (lwe_minimum, glwe_minimum) = noise::minimal_noise_bounds(parameters);
     for (key, bound, minimum) in [
         ("LWE", parameters.lwe_noise_bound, lwe_minimum),

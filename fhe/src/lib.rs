@@ -2,7 +2,9 @@
 //!
 //! A robot (feature `client`) turns a [`Window`] into [`Inputs`] as a [`ModelCard`] says, encrypts
 //! them with the engine of the card's scheme and decrypts the [`Scores`]. A server (feature `server`)
-//! evaluates a TFHE [`Model`] on the ciphertext; models of CKKS are evaluated with TenSEAL. Types that hold secrets exist only under `client`.
+//! evaluates a TFHE [`Model`] on the ciphertext; models of CKKS are evaluated with TenSEAL. Types that
+//! hold secrets exist only under `client`. Which engines a client has, the features `ckks` and `tfhe` say;
+//! without an engine the cards of its models can be read, and nothing else.
 //!
 //! Invariants:
 //! - 128-bit security and, under TFHE, failure probability ≤ 2^-128 of every decision, or no
@@ -12,13 +14,17 @@
 
 #[cfg(not(any(feature = "client", feature = "server")))]
 compile_error!("choose a half of moai-fhe: feature `client`, `server` or both");
+#[cfg(all(feature = "client", not(any(feature = "ckks", feature = "tfhe"))))]
+compile_error!("choose what moai-fhe encrypts under: feature `ckks`, `tfhe` or both");
 
 mod card;
 mod context;
 mod error;
 mod model;
+#[cfg(feature = "tfhe")]
 mod noise;
 mod window;
+#[cfg_attr(not(feature = "tfhe"), expect(dead_code, reason = "cards ask for lengths alone"))]
 mod wire;
 
 #[cfg(feature = "client")]
@@ -34,6 +40,7 @@ pub use card::{
 pub use client::{Engine, EngineError, Entropy, EntropyError, ExposedKeys, KeySeed, setup};
 pub use context::{
     CkksParameters, Context, ContextDigest, ContextError, MAX_CKKS_RESULTS, MAX_LOG2_FAILURE,
+    NotBuilt,
 };
 pub use error::{FormatError, ModelError};
 pub use model::{MAX_MODEL_LEN, Model};

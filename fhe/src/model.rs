@@ -92,6 +92,7 @@ impl Model {
     }
 
     /// What only the scheme asks for.
+    #[cfg(feature = "server")]
     pub(crate) fn tfhe_card(&self) -> &TfheCard {
         &self.card
     }

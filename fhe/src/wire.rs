@@ -27,6 +27,7 @@ pub(crate) fn expand(value: u64, bits: u16) -> u64 {
     value << (64 - bits)
 }
 
+#[cfg(feature = "tfhe")]
 /// A mask: uniform coefficients expanded from a public seed by the scheme's generator.
 pub(crate) fn expand_mask(seed: [u8; 16]) -> Vec<u64> {
     use tfhe::core_crypto::commons::math::random::{DefaultRandomGenerator, RandomGenerator, Seed};

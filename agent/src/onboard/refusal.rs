@@ -84,6 +84,8 @@ codes! {
     UnknownFormat = "unknown_format",
     /// The server offers no such model.
     UnknownModel = "unknown_model",
+    /// The model is of a scheme that this agent is built without.
+    UnknownScheme = "unknown_scheme",
     /// The declared topics do not give the channels that the model takes.
     WrongChannels = "wrong_channels",
     /// Another number of values than expected.

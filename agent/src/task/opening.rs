@@ -139,6 +139,10 @@ pub(super) fn request_of(declared: &DeclaredTask) -> OpenRequest {
 }
 
 fn unknown_model(known: &Catalogue, model: &ModelId) -> Refusal {
+    if let Some(missing) = known.out_of_reach(model) {
+        let message = format!("model {model} is out of reach: {missing}");
+        return Refusal::new(Code::UnknownScheme, message);
+    }
     let offered: Vec<String> = known.ids().map(ToString::to_string).collect();
     let message = format!("the server offers no model {model}; it offers: {}", offered.join(", "));
     Refusal::new(Code::UnknownModel, message)

@@ -3,25 +3,35 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use moai_fhe::ModelCard;
+use moai_fhe::{ModelCard, NotBuilt};
 use moai_transport::ids::ModelId;
 
 const MAX_MODELS: usize = 256;
 
 /// The models the server offers.
 #[derive(Debug, Default)]
-pub struct Catalogue(BTreeMap<ModelId, Arc<ModelCard>>);
+pub struct Catalogue {
+    models: BTreeMap<ModelId, Arc<ModelCard>>,
+    /// Those of schemes that this program is built without.
+    out_of_reach: BTreeMap<ModelId, NotBuilt>,
+}
 
 impl Catalogue {
-    /// The card of a model.
+    /// The card of a model that can be asked.
     #[must_use]
     pub fn get(&self, model: &ModelId) -> Option<&Arc<ModelCard>> {
-        self.0.get(model)
+        self.models.get(model)
     }
 
-    /// The ids of all models, sorted.
+    /// Why a model that the server offers cannot be asked.
+    #[must_use]
+    pub fn out_of_reach(&self, model: &ModelId) -> Option<NotBuilt> {
+        self.out_of_reach.get(model).copied()
+    }
+
+    /// The ids of all models that can be asked, sorted.
     pub fn ids(&self) -> impl Iterator<Item = &ModelId> {
-        self.0.keys()
+        self.models.keys()
     }
 
     pub(crate) fn parse(body: &[u8]) -> Result<Self, String> {
@@ -30,11 +40,14 @@ impl Catalogue {
         if cards.len() > MAX_MODELS {
             return Err(format!("it has more than {MAX_MODELS} models"));
         }
-        let mut models = BTreeMap::new();
+        let mut catalogue = Self::default();
         for card in cards {
             let id: ModelId = card.id().parse().map_err(|error| format!("{error}"))?;
-            models.insert(id, Arc::new(card));
+            match card.to_context().check_built() {
+                Ok(()) => drop(catalogue.models.insert(id, Arc::new(card))),
+                Err(missing) => drop(catalogue.out_of_reach.insert(id, missing)),
+            }
         }
-        Ok(Self(models))
+        Ok(catalogue)
     }
 }

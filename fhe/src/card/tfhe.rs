@@ -2,16 +2,15 @@
 //!
 //! Invariants:
 //! - The failure probability of every decision in evaluating and decrypting the model is at most
-//!   2^-128 under the card's context.
+//!   2^-128 under the card's context, where there is an engine to evaluate or decrypt it.
 //! - Sizes of ciphertexts in both directions follow from the card alone.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{MAX_FEATURES, WindowShape, require, require_common};
-use crate::context::{Context, ContextDigest, MAX_LOG2_FAILURE, TFHE};
+use crate::context::{Context, ContextDigest};
 use crate::error::ModelError;
-use crate::noise;
 use crate::window::{Feature, Window};
 use crate::wire;
 
@@ -196,7 +195,10 @@ impl TfheCard {
             "features",
             "cost more than 1024 bootstraps; use fewer features, labels or levels",
         )?;
-        self.validate_noise()
+        // Whoever cannot encrypt for the model need not know how noisy it is.
+        #[cfg(feature = "tfhe")]
+        self.validate_noise()?;
+        Ok(())
     }
 
     fn validate_features(&self) -> Result<(), ModelError> {
@@ -218,7 +220,11 @@ impl TfheCard {
 
     /// Every decision: selecting a box by a fresh input, decoding a score; for a threshold also
     /// selecting a box by the sum of all features.
+    #[cfg(feature = "tfhe")]
     fn validate_noise(&self) -> Result<(), ModelError> {
+        use crate::context::{MAX_LOG2_FAILURE, TFHE};
+        use crate::noise;
+
         let features = u16::try_from(self.features().len()).unwrap_or(u16::MAX);
         let input = noise::log2_selection_failure(&TFHE, noise::fresh_variance(&TFHE));
         let (sum, summands) = match self.fields.kind {

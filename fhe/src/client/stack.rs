@@ -16,6 +16,7 @@ pub(super) fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
     outcome
 }
 
+#[cfg(feature = "tfhe")]
 /// The same for work that is spread over the current rayon pool. Waits until each of its threads
 /// is done with other work.
 pub(super) fn scrubbed_pool<T>(work: impl FnOnce() -> T) -> T {
