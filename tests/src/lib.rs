@@ -56,6 +56,7 @@ pub mod stream;
 pub mod swtpm;
 pub mod tenseal;
 pub mod tiny;
+pub mod vm;
 pub mod world;
 
 use std::net::Ipv4Addr;

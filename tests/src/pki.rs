@@ -27,6 +27,8 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+/// What a virtual machine calls the machine that it runs on.
+pub const REMOTE_HOST: &str = "uplink.test";
 const SIGNING_KEY: &str = "signing.key";
 const SERVER_KEY: &str = "server-key.pem";
 
@@ -137,12 +139,12 @@ impl Pki {
         Ok(params.signed_by(&PublicKey(public_key), &self.issuer)?.pem())
     }
 
-    /// A server certificate for `localhost` and `127.0.0.1`.
+    /// A server certificate for `localhost`, `127.0.0.1` and [`REMOTE_HOST`].
     ///
     /// # Errors
     /// The files cannot be written.
     pub fn server(&self) -> Result<Credentials> {
-        let hosts = ["localhost".into(), "127.0.0.1".into()];
+        let hosts = ["localhost".into(), "127.0.0.1".into(), REMOTE_HOST.into()];
         self.issue("localhost", &params("localhost", &hosts, ExtendedKeyUsagePurpose::ServerAuth)?)
     }
 

@@ -21,16 +21,14 @@ const PACKAGE: &str = "moai-agent";
 const NEXT: &str = "~check";
 
 /// Makes everything; with `check`, also looks at the package with lintian, and installs, upgrades and
-/// removes it in a Debian of its own.
+/// removes it in a Debian of its own. Returns the package.
 ///
 /// # Errors
 /// Something is missing, does not build, or the package has a fault.
-pub(crate) fn make(check: bool) -> Result<()> {
+pub(crate) fn make(check: bool) -> Result<PathBuf> {
     setup::install(if check { Purpose::DistCheck } else { Purpose::Dist })?;
-    for tool in ["deb", "auditable", "cyclonedx"] {
-        if !has_cargo_command(tool) {
-            step(cargo().args(["install", "--locked", &format!("cargo-{tool}")]))?;
-        }
+    for tool in ["deb", "cyclonedx"] {
+        install_cargo_command(tool)?;
     }
     let directory = target_directory()?.join("dist");
     let products = directory.join("products");
@@ -38,8 +36,9 @@ pub(crate) fn make(check: bool) -> Result<()> {
         fs::remove_dir_all(&products)?;
     }
     fs::create_dir_all(&products)?;
-    let site = Site::new(directory.join("build"))?;
-    site.build()?;
+    let site = Site::usual()?;
+    site.build(&[])?;
+    site.write_licences()?;
     let package = site.package(&products, None)?;
     site.describe(&products)?;
     write_checksums(&products)?;
@@ -53,21 +52,29 @@ pub(crate) fn make(check: bool) -> Result<()> {
         install_somewhere(&older, &package)?;
     }
     println!("\nThe release is in {}", products.display());
-    Ok(())
+    Ok(package)
 }
 
 /// Where it is built, and as what time.
-struct Site {
-    target: PathBuf,
+pub(crate) struct Site {
+    /// Where cargo puts everything.
+    pub(crate) target: PathBuf,
     sources: PathBuf,
     home: PathBuf,
     time: String,
 }
 
 impl Site {
-    fn new(target: PathBuf) -> Result<Self> {
+    /// This tree, as the current commit.
+    pub(crate) fn usual() -> Result<Self> {
+        let target = target_directory()?.join("dist/build");
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
         Ok(Self { target, sources, home: cargo_home()?, time: commit_time()? })
+    }
+
+    /// The agent that was built last.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.target.join("release").join(PACKAGE)
     }
 
     fn cargo(&self) -> Command {
@@ -80,9 +87,14 @@ impl Site {
         command
     }
 
-    fn build(&self) -> Result<()> {
+    /// Builds the agent, with further arguments of `cargo build`.
+    pub(crate) fn build(&self, arguments: &[&str]) -> Result<()> {
+        install_cargo_command("auditable")?;
         let build = ["auditable", "build", "--release", "--locked", "--package", PACKAGE];
-        step(self.cargo().args(build).args(["--bin", PACKAGE]))?;
+        step(self.cargo().args(build).args(["--bin", PACKAGE]).args(arguments))
+    }
+
+    fn write_licences(&self) -> Result<()> {
         let path = self.target.join("release/third-party-licences");
         fs::write(&path, licences::of(PACKAGE)?)
             .with_context(|| format!("cannot write {}", path.display()))
@@ -115,7 +127,10 @@ impl Site {
         for entry in fs::read_dir(&self.sources)? {
             let bill = entry?.path().join(&name);
             if bill.starts_with(self.sources.join("agent")) {
-                fs::copy(&bill, directory.join(&name))?;
+                // Where it was made is nobody's business, and not the same everywhere.
+                let text = fs::read_to_string(&bill)?;
+                let place = self.sources.display().to_string();
+                fs::write(directory.join(&name), text.replace(&place, "/moai-agent"))?;
             }
             if bill.exists() {
                 fs::remove_file(bill)?;
@@ -123,6 +138,13 @@ impl Site {
         }
         Ok(())
     }
+}
+
+fn install_cargo_command(name: &str) -> Result<()> {
+    if has_cargo_command(name) {
+        return Ok(());
+    }
+    step(cargo().args(["install", "--locked", &format!("cargo-{name}")]))
 }
 
 fn packages(directory: &Path) -> Result<Vec<PathBuf>> {

@@ -31,7 +31,9 @@ pub(crate) enum Purpose {
     Dist,
     /// The release, with checks of its package.
     DistCheck,
-    /// Everything but what is for [`Purpose::Cross`] and [`Purpose::DistCheck`] alone.
+    /// A robot in a virtual machine.
+    Vm,
+    /// Everything but what builds and checks for other machines.
     All,
 }
 
@@ -45,15 +47,21 @@ struct Need {
 
 impl Need {
     fn concerns(&self, purpose: Purpose) -> bool {
-        match (self.purposes, purpose) {
-            ([Purpose::Cross], asked) => asked == Purpose::Cross,
-            (own, asked) => own.is_empty() || asked == Purpose::All || own.contains(&asked),
-        }
+        let is_for_all = purpose == Purpose::All && !self.is_special();
+        self.purposes.is_empty() || is_for_all || self.purposes.contains(&purpose)
+    }
+
+    /// Whether only somebody who asks for it gets it.
+    fn is_special(&self) -> bool {
+        let special = |purpose: &Purpose| {
+            matches!(purpose, Purpose::Cross | Purpose::DistCheck | Purpose::Vm)
+        };
+        !self.purposes.is_empty() && self.purposes.iter().all(special)
     }
 }
 
 /// In the order in which they are named to the user.
-const NEEDS: [Need; 21] = [
+const NEEDS: [Need; 25] = [
     Need {
         what: "pkg-config, which finds the TPM library",
         package: "pkg-config",
@@ -145,10 +153,34 @@ const NEEDS: [Need; 21] = [
         is_there: || Path::new("/usr/lib/rustlib/src/rust/library").is_dir(),
     },
     Need {
-        what: "mmdebstrap, which fetches libraries for ARM",
+        what: "mmdebstrap, which fetches libraries for ARM, and a Debian to try the package in",
         package: "mmdebstrap",
-        purposes: &[Purpose::Cross],
+        purposes: &[Purpose::Cross, Purpose::DistCheck, Purpose::Vm],
         is_there: || program("mmdebstrap").is_some(),
+    },
+    Need {
+        what: "lintian, which knows the faults of packages",
+        package: "lintian",
+        purposes: &[Purpose::DistCheck],
+        is_there: || program("lintian").is_some(),
+    },
+    Need {
+        what: "QEMU, which is the robot's computer",
+        package: "qemu-system-x86",
+        purposes: &[Purpose::Vm],
+        is_there: || program("qemu-system-x86_64").is_some(),
+    },
+    Need {
+        what: "OVMF, that computer's firmware, which measures what it boots",
+        package: "ovmf",
+        purposes: &[Purpose::Vm],
+        is_there: || Path::new("/usr/share/OVMF/OVMF_CODE.fd").is_file(),
+    },
+    Need {
+        what: "mkfs.ext4, which makes that computer's disk",
+        package: "e2fsprogs",
+        purposes: &[Purpose::Vm],
+        is_there: || program("mkfs.ext4").is_some(),
     },
     Need {
         what: "the C compiler for 64 bit ARM",
@@ -329,9 +361,11 @@ mod tests {
         let count = |purpose| NEEDS.iter().filter(|need| need.concerns(purpose)).count();
         assert!(count(Purpose::Demo) < count(Purpose::CkksDemo));
         assert!(count(Purpose::CkksDemo) < count(Purpose::Test));
-        let cross = NEEDS.iter().filter(|need| need.purposes == [Purpose::Cross]).count();
-        assert_eq!(count(Purpose::All), NEEDS.len() - cross, "only who asks for it gets compilers");
+        let special = NEEDS.iter().filter(|need| need.is_special()).count();
+        assert_eq!(count(Purpose::All), NEEDS.len() - special, "only who asks gets compilers");
+        let cross = NEEDS.iter().filter(|need| need.purposes.contains(&Purpose::Cross)).count();
         assert_eq!(count(Purpose::Cross), cross + common());
+        assert_eq!(count(Purpose::DistCheck), 2 + common());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is installed on a robot beside the agent, checked by systemd's own tools.
 
+mod debian;
 mod files;
 mod manual;
 mod unit;
