@@ -148,6 +148,8 @@ pub struct Agent {
     /// What `provision` is told.
     provisioning: Vec<String>,
     program: &'static str,
+    /// In place of `program`, wherever it lies.
+    built_elsewhere: Option<PathBuf>,
     environment: Vec<(String, String)>,
     process: Option<Process>,
 }
@@ -167,6 +169,7 @@ impl Agent {
             settings,
             provisioning,
             program: "moai-agent",
+            built_elsewhere: None,
             environment: Vec::new(),
             process: None,
         };
@@ -215,6 +218,11 @@ impl Agent {
         self.program = "moai-agent-double";
         let owned = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         self.environment = owned.collect();
+    }
+
+    /// Has another build of the agent do everything from now on.
+    pub fn use_program(&mut self, path: &Path) {
+        self.built_elsewhere = Some(path.to_owned());
     }
 
     /// Has the agent itself do everything again.
@@ -296,7 +304,8 @@ impl Agent {
 
     fn launch(&self, what: &str, arguments: &[&str]) -> Result<Launch> {
         let name = format!("agent-{what}");
-        let launch = Launch::new(&name, &binary(self.program)?, &self.directory.join("logs"))
+        let program = self.built_elsewhere.clone().map_or_else(|| binary(self.program), Ok)?;
+        let launch = Launch::new(&name, &program, &self.directory.join("logs"))
             .args(["--config".as_ref(), self.config_file().as_os_str()])
             .args(arguments);
         let environment = self.environment.iter();

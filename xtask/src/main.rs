@@ -11,15 +11,18 @@ mod cross;
 mod debian;
 mod dist;
 mod environment;
+mod footprint;
 mod helm;
 mod licences;
 mod oelint;
 mod reproducible;
 mod setup;
 mod tally;
+mod vm;
 mod yocto;
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -99,6 +102,23 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Measure the agent as it is released, with both schemes and with CKKS alone: size, memory, start.
+    #[command(after_help = "docs/footprint.md has the figures and how to read them.")]
+    Footprint {
+        /// Fewer repetitions.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Run a whole robot in a virtual machine: Debian with its kernel, a TPM at /dev/tpmrm0, and the
+    /// agent's package. Takes about a quarter of an hour where the processor is emulated, so `test` leaves it out.
+    Vm {
+        /// The package to install instead of the one that `dist` makes.
+        #[arg(long, value_name = "FILE")]
+        package: Option<PathBuf>,
+        /// Options of the scenario itself, such as --accelerator.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Write the agent's man pages and shell completions anew, from its command line.
     Manual,
     /// Bring the Yocto layer's list of crates up to date with Cargo.lock, then check the recipes.
@@ -155,7 +175,23 @@ fn run(command: Command) -> Result<()> {
         Command::Cross { target, test: true, arguments } => cross::test(target, &arguments),
         Command::Cross { target, arguments, .. } => cross::build(target, &arguments).map(drop),
         Command::Reproducible { package } => reproducible::check(&package),
-        Command::Dist { check } => dist::make(check),
+        Command::Dist { check } => dist::make(check).map(drop),
+        Command::Footprint { quick } => {
+            setup::install(Purpose::Bench)?;
+            let releases = footprint::build()?;
+            let mut arguments = vec!["footprint".to_owned()];
+            arguments.extend(quick.then(|| "--quick".to_owned()));
+            become_binary_with(
+                Purpose::Bench,
+                "moai-bench",
+                &arguments,
+                &[("MOAI_RELEASES", &releases)],
+            )
+        }
+        Command::Vm { package, arguments } => {
+            let machine = vm::prepare(package)?;
+            become_binary(Purpose::Vm, "moai-vm", &[machine, arguments].concat())
+        }
         Command::Manual => become_binary(Purpose::Manual, "moai-manual", &[]),
         Command::Yocto => {
             environment::OELINT.install()?;
@@ -173,12 +209,23 @@ fn run(command: Command) -> Result<()> {
 
 /// Builds all binaries and turns into one of them.
 fn become_binary(purpose: Purpose, name: &str, arguments: &[String]) -> Result<()> {
+    become_binary_with(purpose, name, arguments, &[])
+}
+
+/// The same with something in its environment.
+fn become_binary_with(
+    purpose: Purpose,
+    name: &str,
+    arguments: &[String],
+    environment: &[(&str, &PathBuf)],
+) -> Result<()> {
     setup::install(purpose)?;
     step(cargo().args(["build", "--workspace", "--bins"]))?;
     // xtask was built into the same directory, wherever CARGO_TARGET_DIR or a config put it.
     let binary = std::env::current_exe().context("cannot tell where xtask lies")?;
     let binary = binary.with_file_name(name);
-    let error = std::process::Command::new(&binary).args(arguments).exec();
+    let mut command = std::process::Command::new(&binary);
+    let error = command.args(arguments).envs(environment.iter().copied()).exec();
     Err(error).with_context(|| format!("cannot start {}", binary.display()))
 }
 

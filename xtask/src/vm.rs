@@ -61,8 +61,13 @@ fn make_disk(directory: &Path, package: &Path, guest: &Path) -> Result<()> {
         format!("cp \"$1\"/boot/initrd.img-* '{at}/initrd.img'"),
         "chroot \"$1\" apt-get clean".to_owned(),
         format!("truncate --size=0 '{disk}'"),
-        // Here, because the owners of the files are right in the hook's namespace alone.
-        format!("mkfs.ext4 -q -F -L robot -d \"$1\" '{disk}' {DISK_SIZE}"),
+        // Here, because the owners of the files are right in the hook's namespace alone; and what is
+        // mounted below, /proc for one, is not part of the disk.
+        format!(
+            "root=$(mktemp --directory) && mount --bind \"$1\" \"$root\" && \
+             mkfs.ext4 -q -F -L robot -d \"$root\" '{disk}' {DISK_SIZE} && umount \"$root\" && \
+             rmdir \"$root\""
+        ),
     ];
     step(
         Command::new("mmdebstrap")

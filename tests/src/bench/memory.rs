@@ -74,6 +74,6 @@ async fn during<T>(process: &Process, answer: impl Future<Output = Result<T>>) -
     }
 }
 
-fn mebibytes(kib: u64) -> f64 {
+pub(super) fn mebibytes(kib: u64) -> f64 {
     f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
 }

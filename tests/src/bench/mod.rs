@@ -7,6 +7,7 @@
 
 pub mod encrypt;
 pub mod fleet;
+pub mod footprint;
 pub mod handshake;
 pub mod jobs;
 pub mod keys;
@@ -54,6 +55,8 @@ pub enum Section {
     Memory,
     /// A kilohertz of samples for a minute, each window answered once.
     Stream,
+    /// Disk, memory and start of the agent as it is released; runs by `cargo xtask footprint`.
+    Footprint,
     /// From 1 to 1,000 robots on one broker and one server; runs only if named.
     Fleet,
 }
@@ -146,6 +149,7 @@ async fn measure(section: Section, run: &mut Run, fleet: &fleet::Selection) -> R
         Section::Jobs => jobs::run(run).await,
         Section::Memory => memory::run(run).await,
         Section::Stream => stream::run(run).await,
+        Section::Footprint => footprint::run(run).await,
         Section::Fleet => fleet::run(run, fleet).await,
     }
 }

@@ -14,7 +14,7 @@ use moai_tests::bench::{self, Options, Section};
 #[derive(Parser)]
 #[command(name = "moai-bench", max_term_width = 100)]
 struct Cli {
-    /// Measure these sections only. `fleet` runs only if it is named.
+    /// Measure these sections only. `fleet` and `footprint` run only if they are named.
     #[arg(value_enum)]
     sections: Vec<Section>,
     /// Measure the fleet: the same as naming that section.
@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
     }
     if sections.is_empty() {
         let all = Section::value_variants().iter().copied();
-        sections = all.filter(|section| *section != Section::Fleet).collect();
+        sections = all.filter(|it| !matches!(it, Section::Fleet | Section::Footprint)).collect();
     }
     let selection = Selection {
         robots,
