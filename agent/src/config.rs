@@ -387,7 +387,7 @@ impl std::str::FromStr for LogFilter {
     type Err = tracing_subscriber::filter::ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<tracing_subscriber::EnvFilter>()?;
+        text.parse::<tracing_subscriber::filter::Targets>()?;
         Ok(Self(text.to_owned()))
     }
 }

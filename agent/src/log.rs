@@ -3,18 +3,18 @@
 
 mod journal;
 
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::reload::{Handle, Layer as Reloadable};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{Layer, Registry, fmt};
 
 use self::journal::Journal;
 use crate::config::{LogConfig, LogFormat};
 
 /// What of the log can change while the agent runs.
 #[derive(Clone)]
-pub struct LogLevel(Handle<EnvFilter, Registry>);
+pub struct LogLevel(Handle<Targets, Registry>);
 
 /// Why the log is not as it was asked to be.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ pub fn start(log: &LogConfig) -> Result<LogLevel, LogError> {
     Ok(LogLevel(handle))
 }
 
-type Filtered = Layered<Reloadable<EnvFilter, Registry>, Registry>;
+type Filtered = Layered<Reloadable<Targets, Registry>, Registry>;
 
 fn lines(format: LogFormat) -> Box<dyn Layer<Filtered> + Send + Sync> {
     let lines = fmt::layer().with_writer(std::io::stderr);
@@ -65,11 +65,11 @@ impl LogLevel {
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, ParseError> {
-    let filter = EnvFilter::try_new(level)?;
+fn filter(level: &str) -> Result<Targets, ParseError> {
+    let filter: Targets = level.parse()?;
     // The wrapper logs refusals that we expect as errors; what they mean is in our own errors.
     if level.contains("tss_esapi") {
         return Ok(filter);
     }
-    Ok(filter.add_directive("tss_esapi=off".parse()?))
+    Ok(filter.with_target("tss_esapi", LevelFilter::OFF))
 }

@@ -57,7 +57,7 @@ impl PolicyKey {
         if pem.len() > MAX_PEM_LEN {
             return Err(PolicyError::PublicKey);
         }
-        VerifyingKey::from_public_key_pem(pem).map(Self).map_err(|_| PolicyError::PublicKey)
+        VerifyingKey::from_public_key_pem(pem.trim()).map(Self).map_err(|_| PolicyError::PublicKey)
     }
 
     /// SHA-256 of the key's `SubjectPublicKeyInfo` in hexadecimal, as

@@ -16,8 +16,8 @@ use crate::process::{Launch, Process, STEP, program};
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS.fd";
-const SHELL_SOCKET: &str = "shell";
-const TPM_SOCKET: &str = "tpm";
+const SHELL_SOCKET: &str = "shell.socket";
+const TPM_SOCKET: &str = "tpm.socket";
 /// How long a start may take on an emulated processor.
 const BOOT: Duration = Duration::from_mins(5);
 /// How long one may take with KVM before it counts as hung.
@@ -171,6 +171,8 @@ impl Machine {
 
     async fn start_tpm(&self) -> Result<Process> {
         let socket = self.directory.join(TPM_SOCKET);
+        // That of the last time.
+        drop(fs::remove_file(&socket));
         let tpm = Launch::new("tpm", &program("swtpm")?, &self.directory.join("logs"))
             .args(["socket", "--tpm2", "--terminate"])
             .args(["--tpmstate", &format!("dir={}/state,mode=0600", self.tpm().display())])

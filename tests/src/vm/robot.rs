@@ -349,7 +349,7 @@ impl Robot {
     }
 
     async fn write(&mut self, path: &str, text: &str) -> Result<()> {
-        let script = format!("cat >{path} <<'END OF FILE'\n{text}\nEND OF FILE\n");
+        let script = format!("cat >{path} <<'END OF FILE'\n{}\nEND OF FILE\n", text.trim_end());
         self.guest(&script).await.map(drop)
     }
 }

@@ -23,13 +23,18 @@ SRC_URI = "git://${MOAI_REPOSITORY};protocol=file;usehead=1"
 # nooelint: oelint.vars.autorev - whoever pins the layer pins the commit
 SRCREV = "${AUTOREV}"
 
-inherit cargo cargo-update-recipe-crates features_check pkgconfig systemd useradd
+inherit bash-completion cargo cargo-update-recipe-crates features_check pkgconfig systemd useradd
 
 require ${BPN}-crates.inc
 
 REQUIRED_DISTRO_FEATURES = "systemd"
 
-PACKAGECONFIG ??= "kms pkcs11 tpm-device"
+PACKAGECONFIG ??= "ckks kms pkcs11 tfhe tpm-device"
+# TFHE is not made for 32 bits.
+# nooelint: oelint.vars.specific - an architecture
+PACKAGECONFIG:arm ??= "ckks kms pkcs11 tpm-device"
+PACKAGECONFIG[ckks] = "--features ckks"
+PACKAGECONFIG[tfhe] = "--features tfhe"
 PACKAGECONFIG[kms] = "--features kms"
 PACKAGECONFIG[pkcs11] = "--features pkcs11"
 # The kernel's /dev/tpmrm0. Without it, another TCTI of libtss2 has to be configured and installed.
@@ -62,6 +67,10 @@ do_install() {
         "${D}${nonarch_libdir}/tmpfiles.d/moai-agent.conf"
     install -D -m 0644 "${S}/systemd/moai-agent.udev" \
         "${D}${nonarch_base_libdir}/udev/rules.d/60-moai-agent.rules"
+    install -d "${D}${mandir}/man1"
+    install -m 0644 "${S}/docs/cli/"*.1 "${D}${mandir}/man1/"
+    install -D -m 0644 "${S}/docs/cli/moai-agent.bash" \
+        "${D}${datadir}/bash-completion/completions/moai-agent"
 }
 
 FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${nonarch_base_libdir}/udev/rules.d"
