@@ -14,6 +14,7 @@
 
 mod demand;
 mod keys;
+mod thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -12,12 +12,11 @@ use moai_transport::ids::{Digest, SessionId};
 
 use super::WarmParts;
 use super::demand::id;
+use super::thread;
 use crate::secrets::OsEntropy;
 use crate::services::{SeedError, fresh_seed};
 use crate::vault::{VaultError, WarmFacts, WarmRecord};
 
-/// Below what the robot is there for (`nice(2)`).
-const NICE: i32 = 10;
 const SUFFIX: &str = "keys";
 
 /// Why no key set was made.
@@ -28,7 +27,7 @@ pub(super) enum MakeError {
     #[error("no keys can be made: {0}")]
     Engine(#[from] moai_fhe::EngineError),
     #[error("no thread to make keys on: {0}")]
-    Thread(#[from] rayon::ThreadPoolBuildError),
+    Thread(std::io::Error),
     #[error("the evaluation keys cannot be written: {0}")]
     File(#[from] std::io::Error),
     #[error(transparent)]
@@ -45,18 +44,9 @@ pub(super) fn make(parts: &WarmParts, context: &Context) -> Result<WarmRecord, M
     let milliseconds = u64::try_from(parts.clock.unix().as_millis()).unwrap_or(u64::MAX);
     let random = OsEntropy::bytes().map_err(SeedError::from)?;
     let session = SessionId::new(milliseconds, random);
-    // A pool of its own, which ends with its work and what it left on its stack.
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .thread_name(|_| "warm-keys".to_owned())
-        .start_handler(|_| {
-            // At normal priority it works too.
-            let _ = rustix::process::nice(NICE);
-        })
-        .build()?;
-    let engines = Arc::clone(&parts.engines);
     let fhe_seed = seed.fhe_seed(context.scheme_name());
-    let keys = pool.install(move || engines.setup(context, &fhe_seed)?.evaluation_keys())?;
+    let keys = thread::run(|| parts.engines.setup(context, &fhe_seed)?.evaluation_keys())
+        .map_err(MakeError::Thread)??;
     std::fs::create_dir_all(&parts.directory)?;
     write(&file(&parts.directory, &session), &keys)?;
     let facts = WarmFacts {
