@@ -40,13 +40,15 @@ impl Steps {
         detail: impl FnOnce(&T) -> String,
     ) -> Result<T> {
         self.done += 1;
-        let number = format!("{}/{}", self.done, self.total);
+        let width = format!("{0}/{0}", self.total).len();
+        let number = format!("{:>width$}", format!("{}/{}", self.done, self.total));
         let spinner = moving(ProgressBar::new_spinner(), "  {prefix}  {spinner} {msg} {elapsed}");
         spinner.set_prefix(number.clone());
         spinner.set_message(name.to_owned());
         spinner.enable_steady_tick(Duration::from_millis(100));
         let started = Instant::now();
-        let outcome = work.await.with_context(|| format!("step {number} failed: {name}"))?;
+        let outcome =
+            work.await.with_context(|| format!("step {} failed: {name}", number.trim_start()))?;
         let time = readable(started.elapsed());
         spinner.finish_and_clear();
         println!("  {number}  {name:<30} {time:>8}   {}", detail(&outcome));

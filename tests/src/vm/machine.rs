@@ -16,6 +16,8 @@ use crate::process::{Launch, Process, STEP, program};
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS.fd";
+/// The copy of the disk that is used.
+const DISK: &str = "disk";
 const SHELL_SOCKET: &str = "shell.socket";
 const TPM_SOCKET: &str = "tpm.socket";
 /// How long a start may take on an emulated processor.
@@ -60,6 +62,24 @@ pub(super) struct Machine {
     running: Option<(Process, Process)>,
 }
 
+/// A disk, variables of the firmware and a TPM that have never been used.
+fn unused(directory: &Path, disk: &Path) -> Result<()> {
+    let tpm = directory.join("tpm/state");
+    if tpm.exists() {
+        fs::remove_dir_all(&tpm)?;
+    }
+    fs::create_dir_all(&tpm)?;
+    fs::copy(FIRMWARE_VARIABLES, directory.join("firmware-variables"))?;
+    let copied = std::process::Command::new("cp")
+        .args(["--sparse=always", "--reflink=auto"])
+        .args([disk, &directory.join(DISK)])
+        .status()?;
+    if !copied.success() {
+        bail!("cannot copy {}; `cargo xtask vm` makes it", disk.display());
+    }
+    Ok(())
+}
+
 impl Machine {
     /// A computer that has never been on, with a disk of its own.
     ///
@@ -70,19 +90,10 @@ impl Machine {
         software: Software,
         accelerator: Accelerator,
     ) -> Result<Self> {
-        fs::create_dir_all(directory.join("tpm/state"))?;
+        fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
-        let disk = directory.join("disk");
-        let copied = std::process::Command::new("cp")
-            .args(["--sparse=always", "--reflink=auto"])
-            .args([&software.disk, &disk])
-            .status()?;
-        if !copied.success() {
-            bail!("cannot copy {}; `cargo xtask vm` makes it", software.disk.display());
-        }
-        fs::copy(FIRMWARE_VARIABLES, directory.join("firmware-variables"))?;
+        unused(&directory, &software.disk)?;
         let shell = Shell::new(directory.join(SHELL_SOCKET));
-        let software = Software { disk, ..software };
         Ok(Self {
             shell,
             software,
@@ -99,10 +110,10 @@ impl Machine {
         self.ports.first()
     }
 
-    /// The disk.
+    /// The disk that is used.
     #[must_use]
-    pub(super) fn disk(&self) -> &Path {
-        &self.software.disk
+    pub(super) fn disk(&self) -> PathBuf {
+        self.directory.join(DISK)
     }
 
     /// Where the TPM keeps its state, for [`crate::swtpm::Swtpm::start`].
@@ -129,9 +140,13 @@ impl Machine {
                     self.accelerator = Accelerator::Kvm;
                     return Ok(());
                 }
-                Err(_) => self.accelerator = Accelerator::Tcg,
+                Err(error) => {
+                    println!("  KVM does not start it, so it is emulated: {}", error.root_cause());
+                }
             }
+            self.accelerator = Accelerator::Tcg;
             self.kill().await?;
+            unused(&self.directory, &self.software.disk)?;
         }
         self.start(self.accelerator, word, BOOT).await
     }
@@ -186,7 +201,7 @@ impl Machine {
     }
 
     fn launch(&self, with: Accelerator, word: &str) -> Result<Launch> {
-        let Software { disk, kernel, initrd } = &self.software;
+        let Software { kernel, initrd, .. } = &self.software;
         let at = |name: &str| self.directory.join(name).display().to_string();
         let accelerator = if with == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" };
         let port = self.onboard_port();
@@ -201,10 +216,7 @@ impl Machine {
             ])
             .args(["-kernel".as_ref(), kernel.as_os_str(), "-initrd".as_ref(), initrd.as_os_str()])
             .args(["-append", &format!("root=/dev/vda rw console=ttyS0 panic=-1 robot={word}")])
-            .args([
-                "-drive",
-                &format!("if=none,id=disk,format=raw,cache=unsafe,file={}", disk.display()),
-            ])
+            .args(["-drive", &format!("if=none,id=disk,format=raw,cache=unsafe,file={}", at(DISK))])
             .args(["-device", "virtio-blk-pci,drive=disk"])
             .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{ONBOARD_PORT}")])
             .args(["-device", "virtio-net-pci,netdev=net"])

@@ -1,7 +1,7 @@
 //! What happens to the robot, step by step.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -42,7 +42,10 @@ pub(super) struct Robot {
     trials: Vec<Trial>,
     reference: Reference,
     answered: usize,
-    recovery_code: String,
+    /// All that were shown, the last one last.
+    recovery_codes: Vec<String>,
+    /// Copies of the vault, for the search of the disk.
+    vaults: Vec<PathBuf>,
     _compute: Compute,
     _operator: Client,
     broker: Broker,
@@ -84,7 +87,8 @@ impl Robot {
             trials: recordings::distinct(recordings::load(&recordings::directory())?),
             reference: Reference::load(Scheme::Tfhe, MODEL)?,
             answered: 0,
-            recovery_code: String::new(),
+            recovery_codes: Vec::new(),
+            vaults: Vec::new(),
             _compute: compute,
             _operator: operator,
             broker,
@@ -146,7 +150,7 @@ impl Robot {
              --ca-key /run/ca.key && rm /run/ca.key"
         );
         let screen = self.machine.shell.run_once(&provision, EMULATED).await?.success()?;
-        self.recovery_code = recovery_code(&screen)?;
+        self.recovery_codes.push(recovery_code(&screen)?);
         Ok(())
     }
 
@@ -182,6 +186,7 @@ impl Robot {
     pub(super) async fn hang(&mut self) -> Result<String> {
         let session = self.session().await?;
         self.guest("kill -STOP $(systemctl show -P MainPID moai-agent)").await?;
+        self.keep_vault().await?;
         self.until("systemctl show -P NRestarts moai-agent", |restarts| restarts == "1").await?;
         self.guest("journalctl -u moai-agent | grep -q 'Watchdog timeout'").await?;
         ensure!(self.session().await? == session, "the session was dropped");
@@ -211,6 +216,7 @@ impl Robot {
         }
         let status = self.machine.shell.run_once("moai-agent status 2>&1", EMULATED).await?.output;
         ensure!(status.contains(CHANGED_PCR), "the status says nothing of {CHANGED_PCR}: {status}");
+        self.keep_vault().await?;
         Ok(format!("{CHANGED_PCR} differs, exit status {NO_PERMISSION}, no restart"))
     }
 
@@ -238,9 +244,10 @@ impl Robot {
     /// Where no policy fits, the recovery code opens it.
     pub(super) async fn recover(&mut self) -> Result<String> {
         self.boot_changed("third").await?;
-        let recover = format!("echo {} | {AS_AGENT} recover", self.recovery_code);
+        let code = self.recovery_codes.last().context("provisioning showed a code")?;
+        let recover = format!("echo {code} | {AS_AGENT} recover");
         let screen = self.machine.shell.run_once(&recover, EMULATED).await?.success()?;
-        self.recovery_code = recovery_code(&screen)?;
+        self.recovery_codes.push(recovery_code(&screen)?);
         self.start().await?;
         let session = self.session().await?;
         self.job(&session).await?;
@@ -251,23 +258,34 @@ impl Robot {
     /// Looks for secrets and readings on the disk of the robot, which is off.
     pub(super) async fn search(&mut self) -> Result<String> {
         self.guest("systemctl stop moai-agent").await?;
-        let state = self.scratch.path().join("state");
-        fs::create_dir_all(&state)?;
-        for name in ["root.sealed", "vault.redb"] {
-            let text = self
-                .guest(&format!("od -An -v -tx1 /var/lib/moai-agent/{name} | tr -d ' \\n'"))
-                .await?;
-            fs::write(state.join(name), hex::decode(text.trim())?)?;
-        }
+        self.keep_vault().await?;
+        let sealed = self.scratch.path().join("root.sealed");
+        self.fetch("root.sealed", &sealed).await?;
         self.machine.switch_off().await?;
         let kept = Kept {
-            disk: self.machine.disk().to_owned(),
+            disk: self.machine.disk(),
             tpm: self.machine.tpm(),
-            state,
-            recovery_code: self.recovery_code.clone(),
+            sealed,
+            vaults: self.vaults.clone(),
+            recovery_codes: self.recovery_codes.clone(),
             trials: self.trials.iter().take(self.answered).cloned().collect(),
         };
         search(kept).await
+    }
+
+    /// Copies the vault of an agent that does not write to it now.
+    async fn keep_vault(&mut self) -> Result<()> {
+        let copy = self.scratch.path().join(format!("vault-{}.redb", self.vaults.len()));
+        self.fetch("vault.redb", &copy).await?;
+        self.vaults.push(copy);
+        Ok(())
+    }
+
+    /// Copies a file of the agent's state.
+    async fn fetch(&mut self, name: &str, to: &Path) -> Result<()> {
+        let dump = format!("od -An -v -tx1 /var/lib/moai-agent/{name} | tr -d ' \\n'");
+        let text = self.guest(&dump).await?;
+        Ok(fs::write(to, hex::decode(text.trim())?)?)
     }
 
     async fn start(&mut self) -> Result<()> {
