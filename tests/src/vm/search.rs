@@ -10,7 +10,7 @@ use std::str::FromStr as _;
 
 use anyhow::{Context as _, Result, ensure};
 use moai_agent::custody::files::read_sealed;
-use moai_agent::secrets::VaultKey;
+use moai_agent::secrets::{SessionSeed, VaultKey};
 use moai_agent::vault::LockedVault;
 use moai_fhe::Context;
 use moai_tpm::{Options, RecoveryCode, RootSecret, SealedRoot, Tcti, Tpm};
