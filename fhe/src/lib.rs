@@ -16,6 +16,11 @@
 compile_error!("choose a half of moai-fhe: feature `client`, `server` or both");
 #[cfg(all(feature = "client", not(any(feature = "ckks", feature = "tfhe"))))]
 compile_error!("choose what moai-fhe encrypts under: feature `ckks`, `tfhe` or both");
+#[cfg(all(feature = "tfhe", target_pointer_width = "32"))]
+compile_error!(
+    "TFHE-rs is not made for 32 bits; models of CKKS are what a 32 bit robot uses: build the agent with \
+     --no-default-features --features ckks,pkcs11"
+);
 
 mod card;
 mod context;

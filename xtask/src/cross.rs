@@ -170,7 +170,7 @@ impl Tools {
 
     /// Where cargo puts what is built for release.
     fn output(&self) -> PathBuf {
-        self.directory.join("build").join(self.target.triple()).join("release")
+        build_directory(&self.directory).join(self.target.triple()).join("release")
     }
 
     /// Debian's cargo, set up for the target.
@@ -185,7 +185,7 @@ impl Tools {
         let mut command = debian_cargo();
         command
             .env("CARGO_BUILD_TARGET", triple)
-            .env("CARGO_TARGET_DIR", self.directory.join("build"))
+            .env("CARGO_TARGET_DIR", build_directory(&self.directory))
             .env(format!("CARGO_TARGET_{upper}_LINKER"), self.compiler("gcc"))
             .env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), self.sysroot.rust_flags())
             .env(format!("CC_{lower}"), self.compiler("gcc"))
@@ -196,6 +196,11 @@ impl Tools {
             .env(format!("PKG_CONFIG_LIBDIR_{lower}"), packages);
         command
     }
+}
+
+/// Cargo's target directory for all targets.
+fn build_directory(directory: &Path) -> PathBuf {
+    directory.join("build")
 }
 
 /// Writes an executable script, unless it is there: a newer one would look like a new compiler.

@@ -22,6 +22,9 @@ const PACKAGES: &str = "libc6-dev,libgcc-12-dev,libstdc++-12-dev,libtss2-dev";
 /// Rust's standard library where Debian has it ready.
 const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
 
+/// What is compiled where it is not: link-time optimisation takes it in as bitcode.
+const STANDARD_LIBRARY_FLAGS: &str = "-C embed-bitcode=yes";
+
 /// The trees of one target.
 pub(super) struct Sysroot {
     /// The root of C headers and libraries.
@@ -37,12 +40,15 @@ impl Sysroot {
         let rust = directory.join("rust");
         let complete = directory.join(format!("{}.complete", target.debian()));
         let sysroot = Self { path, rust };
-        let wanted = format!("{}{} {}\n", compiler()?, packages(target), sysroot.path.display());
+        let parts = [packages(target).as_str(), STANDARD_LIBRARY_FLAGS].join(" ");
+        let wanted = format!("{}{parts} {}\n", compiler()?, sysroot.path.display());
         if fs::read_to_string(&complete).is_ok_and(|there| there == wanted) {
             return Ok(sysroot);
         }
         println!("Fetching the libraries of {} (once, up to 600 MB):", target.debian());
         remove(&sysroot.path)?;
+        // Cargo does not see that what it compiled against another standard library is of no use.
+        remove(&super::build_directory(directory).join(target.triple()))?;
         step(
             Command::new("mmdebstrap")
                 .args(["--variant=extract", "--quiet"])
@@ -91,6 +97,7 @@ impl Sysroot {
                 .current_dir(scratch)
                 .args(["build", "--release", "-Z", "build-std=std,panic_abort"])
                 .env("RUSTC_BOOTSTRAP", "1")
+                .env("RUSTFLAGS", STANDARD_LIBRARY_FLAGS)
                 .env("CARGO_BUILD_TARGET", target.triple())
                 .env("CARGO_TARGET_DIR", scratch.join("target")),
         )?;
