@@ -23,7 +23,7 @@ const PACKAGES: &str = "libc6-dev,libgcc-12-dev,libstdc++-12-dev,libtss2-dev";
 const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
 
 /// What is compiled where it is not: link-time optimisation takes it in as bitcode.
-const STANDARD_LIBRARY_FLAGS: &str = "-C embed-bitcode=yes";
+const STANDARD_LIBRARY_FLAGS: &str = "-Cembed-bitcode=yes";
 
 /// The trees of one target.
 pub(super) struct Sysroot {
@@ -40,8 +40,12 @@ impl Sysroot {
         let rust = directory.join("rust");
         let complete = directory.join(format!("{}.complete", target.debian()));
         let sysroot = Self { path, rust };
-        let parts = [packages(target).as_str(), STANDARD_LIBRARY_FLAGS].join(" ");
-        let wanted = format!("{}{parts} {}\n", compiler()?, sysroot.path.display());
+        let flags = match target {
+            Target::Aarch64 => "",
+            Target::Armv7 => STANDARD_LIBRARY_FLAGS,
+        };
+        let packages = packages(target);
+        let wanted = format!("{}{packages}{flags} {}\n", compiler()?, sysroot.path.display());
         if fs::read_to_string(&complete).is_ok_and(|there| there == wanted) {
             return Ok(sysroot);
         }
@@ -53,7 +57,7 @@ impl Sysroot {
             Command::new("mmdebstrap")
                 .args(["--variant=extract", "--quiet"])
                 .arg(format!("--architectures={}", target.debian()))
-                .arg(format!("--include={}", packages(target)))
+                .arg(format!("--include={packages}"))
                 .arg(RELEASE)
                 .arg(&sysroot.path)
                 .args(debian::sources(|suite| takes(target, suite))?),
