@@ -32,10 +32,7 @@ pub(crate) fn make(check: bool) -> Result<PathBuf> {
     }
     let directory = target_directory()?.join("dist");
     let products = directory.join("products");
-    if products.exists() {
-        fs::remove_dir_all(&products)?;
-    }
-    fs::create_dir_all(&products)?;
+    empty(&products)?;
     let site = Site::usual()?;
     site.build(&[])?;
     site.write_licences()?;
@@ -45,7 +42,7 @@ pub(crate) fn make(check: bool) -> Result<PathBuf> {
     if check {
         lint(&package)?;
         let scratch = directory.join("check");
-        fs::create_dir_all(&scratch)?;
+        empty(&scratch)?;
         let version = format!("{}{NEXT}", version(&package)?);
         // An older one: `~` sorts before everything.
         let older = site.package(&scratch, Some(&version))?;
@@ -138,6 +135,15 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// Makes a directory, or removes what is in it.
+fn empty(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot replace {}", directory.display()))?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 
 fn install_cargo_command(name: &str) -> Result<()> {
