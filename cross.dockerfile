@@ -1,25 +1,33 @@
-# The image that cross.toml builds in: compilers of this machine, libraries of the robot's.
+# The image that cross.toml builds in: compilers of this machine, libraries of the robot's in a tree of
+# their own. Side by side with this machine's they would have to be of the same version, and Debian's
+# security updates are not made for armhf.
 FROM debian:bookworm
 ARG GNU
 ARG DEBIAN
-RUN dpkg --add-architecture "$DEBIAN" \
-    && apt-get update \
+RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates pkg-config qemu-user-static gcc libc6-dev \
-        "gcc-$GNU" "g++-$GNU" "libc6-dev:$DEBIAN" "libtss2-dev:$DEBIAN" \
+        ca-certificates pkg-config qemu-user-static mmdebstrap gcc libc6-dev "gcc-$GNU" "g++-$GNU" \
     && rm -rf /var/lib/apt/lists/*
+RUN mmdebstrap --quiet --mode=chrootless --variant=extract "--architectures=$DEBIAN" \
+        --include=libc6-dev,libgcc-12-dev,libstdc++-12-dev,libtss2-dev \
+        bookworm /robot "deb http://deb.debian.org/debian bookworm main" \
+    && for compiler in gcc g++; do \
+        printf '#!/bin/sh\nexec %s --sysroot=/robot "$@"\n' "$GNU-$compiler" >"/usr/local/bin/robot-$compiler" \
+        && chmod +x "/usr/local/bin/robot-$compiler" || exit 1; \
+    done
 
 # Of both targets; the other's are not asked for.
-ENV CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-    CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
-    CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++ \
+ENV CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=robot-gcc \
+    CC_aarch64_unknown_linux_gnu=robot-gcc \
+    CXX_aarch64_unknown_linux_gnu=robot-g++ \
     AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar \
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static \
-    PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig \
-    CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc \
-    CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc \
-    CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++ \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /robot" \
+    PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=/robot/usr/lib/aarch64-linux-gnu/pkgconfig:/robot/usr/share/pkgconfig \
+    CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=robot-gcc \
+    CC_armv7_unknown_linux_gnueabihf=robot-gcc \
+    CXX_armv7_unknown_linux_gnueabihf=robot-g++ \
     AR_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-ar \
-    CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_RUNNER=qemu-arm-static \
-    PKG_CONFIG_LIBDIR_armv7_unknown_linux_gnueabihf=/usr/lib/arm-linux-gnueabihf/pkgconfig:/usr/share/pkgconfig \
+    CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_RUNNER="qemu-arm-static -L /robot" \
+    PKG_CONFIG_LIBDIR_armv7_unknown_linux_gnueabihf=/robot/usr/lib/arm-linux-gnueabihf/pkgconfig:/robot/usr/share/pkgconfig \
+    PKG_CONFIG_SYSROOT_DIR=/robot \
     PKG_CONFIG_ALLOW_CROSS=1

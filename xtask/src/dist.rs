@@ -121,9 +121,9 @@ impl Site {
         step(&mut command)?;
         // It writes one beside each manifest of the workspace.
         let name = format!("{name}.json");
-        for entry in fs::read_dir(&self.sources)? {
-            let bill = entry?.path().join(&name);
-            if bill.starts_with(self.sources.join("agent")) {
+        for member in members(&self.sources)? {
+            let bill = self.sources.join(&member).join(&name);
+            if member == "agent" {
                 // Where it was made is nobody's business, and not the same everywhere.
                 let text = fs::read_to_string(&bill)?;
                 let place = self.sources.display().to_string();
@@ -135,6 +135,13 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// The directories of the workspace's crates.
+fn members(workspace: &Path) -> Result<Vec<String>> {
+    let manifest: toml::Table = toml::from_str(&fs::read_to_string(workspace.join("Cargo.toml"))?)?;
+    let members = manifest["workspace"]["members"].clone().try_into();
+    members.context("the workspace has no list of members")
 }
 
 /// Makes a directory, or removes what is in it.
