@@ -28,8 +28,8 @@ struct Site {
 
 /// Names of different length: paths leave traces in what is aligned, too.
 const SITES: [Site; 2] = [
-    Site { name: "one", time_zone: "UTC", language: "C", jobs: "1" },
-    Site { name: "the-other", time_zone: "Asia/Kathmandu", language: "C.UTF-8", jobs: "2" },
+    Site { name: "one", time_zone: "UTC", language: "C", jobs: "2" },
+    Site { name: "the-other", time_zone: "Asia/Kathmandu", language: "C.UTF-8", jobs: "3" },
 ];
 
 /// Builds `package` of the current commit for release twice.

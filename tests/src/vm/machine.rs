@@ -141,7 +141,9 @@ impl Machine {
                     return Ok(());
                 }
                 Err(error) => {
-                    println!("  KVM does not start it, so it is emulated: {}", error.root_cause());
+                    // The first says that it does not start, and what was on the console.
+                    let cause = error.chain().nth(1).map(ToString::to_string).unwrap_or_default();
+                    println!("  KVM does not start it, so it is emulated: {cause}");
                 }
             }
             self.accelerator = Accelerator::Tcg;
@@ -178,7 +180,7 @@ impl Machine {
         let up = async {
             tokio::select! {
                 up = self.shell.run("true", limit) => up.map(drop),
-                ended = console.wait_for_exit(limit) => bail!("QEMU ended: {}", ended?),
+                ended = console.wait_for_exit(2 * limit) => bail!("QEMU ended: {}", ended?),
             }
         };
         up.await.with_context(|| format!("the machine does not start\n{}", console.tail()))

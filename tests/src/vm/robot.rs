@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::machine::{Accelerator, Machine, Software};
-use super::search::{Kept, search};
+use super::search::{Kept, Moment, search};
 use crate::broker::{Acl, Broker, OPERATOR, SERVER};
 use crate::compute::{Compute, WORKER_STATUS};
 use crate::mqtt::{Address, Client};
@@ -42,10 +42,10 @@ pub(super) struct Robot {
     trials: Vec<Trial>,
     reference: Reference,
     answered: usize,
-    /// All that were shown, the last one last.
-    recovery_codes: Vec<String>,
-    /// Copies of the vault, for the search of the disk.
-    vaults: Vec<PathBuf>,
+    /// What was shown last.
+    recovery_code: String,
+    /// What the search of the disk opens.
+    moments: Vec<Moment>,
     _compute: Compute,
     _operator: Client,
     broker: Broker,
@@ -87,8 +87,8 @@ impl Robot {
             trials: recordings::distinct(recordings::load(&recordings::directory())?),
             reference: Reference::load(Scheme::Tfhe, MODEL)?,
             answered: 0,
-            recovery_codes: Vec::new(),
-            vaults: Vec::new(),
+            recovery_code: String::new(),
+            moments: Vec::new(),
             _compute: compute,
             _operator: operator,
             broker,
@@ -150,7 +150,7 @@ impl Robot {
              --ca-key /run/ca.key && rm /run/ca.key"
         );
         let screen = self.machine.shell.run_once(&provision, EMULATED).await?.success()?;
-        self.recovery_codes.push(recovery_code(&screen)?);
+        self.recovery_code = recovery_code(&screen)?;
         Ok(())
     }
 
@@ -186,7 +186,7 @@ impl Robot {
     pub(super) async fn hang(&mut self) -> Result<String> {
         let session = self.session().await?;
         self.guest("kill -STOP $(systemctl show -P MainPID moai-agent)").await?;
-        self.keep_vault().await?;
+        self.keep().await?;
         self.until("systemctl show -P NRestarts moai-agent", |restarts| restarts == "1").await?;
         self.guest("journalctl -u moai-agent | grep -q 'Watchdog timeout'").await?;
         ensure!(self.session().await? == session, "the session was dropped");
@@ -216,7 +216,7 @@ impl Robot {
         }
         let status = self.machine.shell.run_once("moai-agent status 2>&1", EMULATED).await?.output;
         ensure!(status.contains(CHANGED_PCR), "the status says nothing of {CHANGED_PCR}: {status}");
-        self.keep_vault().await?;
+        self.keep().await?;
         Ok(format!("{CHANGED_PCR} differs, exit status {NO_PERMISSION}, no restart"))
     }
 
@@ -244,10 +244,9 @@ impl Robot {
     /// Where no policy fits, the recovery code opens it.
     pub(super) async fn recover(&mut self) -> Result<String> {
         self.boot_changed("third").await?;
-        let code = self.recovery_codes.last().context("provisioning showed a code")?;
-        let recover = format!("echo {code} | {AS_AGENT} recover");
+        let recover = format!("echo {} | {AS_AGENT} recover", self.recovery_code);
         let screen = self.machine.shell.run_once(&recover, EMULATED).await?.success()?;
-        self.recovery_codes.push(recovery_code(&screen)?);
+        self.recovery_code = recovery_code(&screen)?;
         self.start().await?;
         let session = self.session().await?;
         self.job(&session).await?;
@@ -258,26 +257,30 @@ impl Robot {
     /// Looks for secrets and readings on the disk of the robot, which is off.
     pub(super) async fn search(&mut self) -> Result<String> {
         self.guest("systemctl stop moai-agent").await?;
-        self.keep_vault().await?;
-        let sealed = self.scratch.path().join("root.sealed");
-        self.fetch("root.sealed", &sealed).await?;
+        self.keep().await?;
         self.machine.switch_off().await?;
         let kept = Kept {
             disk: self.machine.disk(),
-            tpm: self.machine.tpm(),
-            sealed,
-            vaults: self.vaults.clone(),
-            recovery_codes: self.recovery_codes.clone(),
+            moments: std::mem::take(&mut self.moments),
             trials: self.trials.iter().take(self.answered).cloned().collect(),
         };
         search(kept).await
     }
 
-    /// Copies the vault of an agent that does not write to it now.
-    async fn keep_vault(&mut self) -> Result<()> {
-        let copy = self.scratch.path().join(format!("vault-{}.redb", self.vaults.len()));
-        self.fetch("vault.redb", &copy).await?;
-        self.vaults.push(copy);
+    /// Copies what opens the secrets of an agent that does not write now.
+    async fn keep(&mut self) -> Result<()> {
+        let directory = self.scratch.path().join(format!("moment-{}", self.moments.len()));
+        let state = directory.join("tpm/state");
+        fs::create_dir_all(&state)?;
+        for entry in fs::read_dir(self.machine.tpm().join("state"))? {
+            let entry = entry?;
+            fs::copy(entry.path(), state.join(entry.file_name()))?;
+        }
+        let [sealed, vault] = ["root.sealed", "vault.redb"].map(|name| directory.join(name));
+        self.fetch("root.sealed", &sealed).await?;
+        self.fetch("vault.redb", &vault).await?;
+        let recovery_code = self.recovery_code.clone();
+        self.moments.push(Moment { tpm: directory.join("tpm"), sealed, vault, recovery_code });
         Ok(())
     }
 

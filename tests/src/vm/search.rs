@@ -13,7 +13,8 @@ use moai_agent::custody::files::read_sealed;
 use moai_agent::secrets::{SessionSeed, VaultKey};
 use moai_agent::vault::LockedVault;
 use moai_fhe::Context;
-use moai_tpm::{Options, RecoveryCode, RootSecret, SealedRoot, Tcti, Tpm};
+use moai_tpm::{Options, RecoveryCode, SealedRoot, Tcti, Tpm};
+use moai_transport::SessionId;
 
 use crate::recordings::Trial;
 use crate::scan::{Needles, Scanner, list};
@@ -23,68 +24,78 @@ use crate::world::IDENTITY;
 /// What a robot that is off has left.
 pub(super) struct Kept {
     pub(super) disk: PathBuf,
-    pub(super) tpm: PathBuf,
-    /// A copy of the sealed root secret.
-    pub(super) sealed: PathBuf,
-    /// Copies of the vault, as it was again and again.
-    pub(super) vaults: Vec<PathBuf>,
-    /// All that were shown; the last one fits the sealed root secret.
-    pub(super) recovery_codes: Vec<String>,
+    pub(super) moments: Vec<Moment>,
     /// Those that were sent to the agent.
     pub(super) trials: Vec<Trial>,
 }
 
-/// Opens the root secret and the vaults, and looks for everything in them on the disk.
+/// What opens the secrets that a robot had at some moment: a later TPM does not, once the root secret
+/// has been replaced.
+pub(super) struct Moment {
+    /// The TPM's state, for [`Swtpm::start`].
+    pub(super) tpm: PathBuf,
+    /// The sealed root secret.
+    pub(super) sealed: PathBuf,
+    /// The vault.
+    pub(super) vault: PathBuf,
+    /// The code that was shown last.
+    pub(super) recovery_code: String,
+}
+
+/// Opens root secret and vault of each moment, and looks for everything in them on the disk.
 pub(super) async fn search(kept: Kept) -> Result<String> {
-    let tpm = Swtpm::start(&kept.tpm).await?;
-    let tcti = Tcti::from_str(&tpm.tcti())?;
-    tokio::task::spawn_blocking(move || {
-        let root = recover(&kept, tcti)?;
-        let (scanner, sessions) = scanner(&kept, &root)?;
-        let mut control = Needles::default();
-        control.bytes("the robot's name", IDENTITY.as_bytes())?;
-        let (findings, bytes) = look(&scanner, &kept.disk)?;
-        ensure!(findings.is_empty(), "{}", list(&findings));
-        let (found, _) = look(&control.build()?, &kept.disk)?;
-        ensure!(!found.is_empty(), "the search finds nothing at all");
-        Ok(format!("nothing of {sessions} sessions in {} MiB", bytes / 1024 / 1024))
-    })
-    .await?
-}
-
-fn recover(kept: &Kept, tcti: Tcti) -> Result<RootSecret> {
-    let file = read_sealed(&kept.sealed)?.context("the robot is provisioned")?;
-    let tpm = Tpm::start(tcti, Options::default())?;
-    let code = kept.recovery_codes.last().context("the robot has shown a recovery code")?;
-    let code = RecoveryCode::from_str(code)?;
-    Ok(tpm.recover(&SealedRoot::from_bytes(&file.body)?, &code)?.root)
-}
-
-/// What looks for the secrets, and of how many sessions.
-fn scanner(kept: &Kept, root: &RootSecret) -> Result<(Scanner, usize)> {
-    let mut needles = Needles::default();
-    needles.parts("root secret", root.expose())?;
-    for code in &kept.recovery_codes {
-        needles.bytes("recovery code", code.as_bytes())?;
-        needles.bytes("recovery code", code.replace('-', "").as_bytes())?;
-    }
-    let mut sessions = HashSet::new();
-    for vault in &kept.vaults {
-        let vault = LockedVault::open(vault)?;
-        let epoch = vault.epoch()?.context("the vault has an epoch")?;
-        for record in vault.unlock(&VaultKey::derive(root), epoch)?.load()? {
-            let record = record?;
-            if sessions.insert(record.id.clone()) {
-                session(&mut needles, &record.seed)?;
-            }
-        }
+    let (mut needles, mut sessions) = (Needles::default(), HashSet::new());
+    for moment in kept.moments {
+        let tpm = Swtpm::start(&moment.tpm).await?;
+        let tcti = Tcti::from_str(&tpm.tcti())?;
+        let all = move || {
+            secrets(&moment, tcti, &mut needles, &mut sessions)?;
+            anyhow::Ok((needles, sessions))
+        };
+        (needles, sessions) = tokio::task::spawn_blocking(all).await??;
     }
     ensure!(!sessions.is_empty(), "the robot has no session to look for");
     for trial in &kept.trials {
         needles.numbers("readings", trial.samples.as_flattened())?;
         needles.bytes("readings as JSON", &serde_json::to_vec(&trial.samples)?)?;
     }
-    Ok((needles.build()?, sessions.len()))
+    let mut control = Needles::default();
+    control.bytes("the robot's name", IDENTITY.as_bytes())?;
+    let (scanner, control) = (needles.build()?, control.build()?);
+    tokio::task::spawn_blocking(move || {
+        let (findings, bytes) = look(&scanner, &kept.disk)?;
+        ensure!(findings.is_empty(), "{}", list(&findings));
+        let (found, _) = look(&control, &kept.disk)?;
+        ensure!(!found.is_empty(), "the search finds nothing at all");
+        Ok(format!("nothing of {} sessions in {} MiB", sessions.len(), bytes / 1024 / 1024))
+    })
+    .await?
+}
+
+/// Adds what was secret at a moment, but for sessions that were looked at before.
+fn secrets(
+    moment: &Moment,
+    tcti: Tcti,
+    needles: &mut Needles,
+    sessions: &mut HashSet<SessionId>,
+) -> Result<()> {
+    let code = &moment.recovery_code;
+    needles.bytes("recovery code", code.as_bytes())?;
+    needles.bytes("recovery code", code.replace('-', "").as_bytes())?;
+    let sealed = read_sealed(&moment.sealed)?.context("the robot is provisioned")?;
+    let tpm = Tpm::start(tcti, Options::default())?;
+    let sealed = SealedRoot::from_bytes(&sealed.body)?;
+    let root = tpm.recover(&sealed, &RecoveryCode::from_str(code)?)?.root;
+    needles.parts("root secret", root.expose())?;
+    let vault = LockedVault::open(&moment.vault)?;
+    let epoch = vault.epoch()?.context("the vault has an epoch")?;
+    for record in vault.unlock(&VaultKey::derive(&root), epoch)?.load()? {
+        let record = record?;
+        if sessions.insert(record.id.clone()) {
+            session(needles, &record.seed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Everything secret that follows from a session's seed.
