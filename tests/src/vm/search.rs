@@ -14,7 +14,7 @@ use moai_agent::secrets::{SessionSeed, VaultKey};
 use moai_agent::vault::LockedVault;
 use moai_fhe::Context;
 use moai_tpm::{Options, RecoveryCode, SealedRoot, Tcti, Tpm};
-use moai_transport::SessionId;
+use moai_transport::ids::SessionId;
 
 use crate::recordings::Trial;
 use crate::scan::{Needles, Scanner, list};
