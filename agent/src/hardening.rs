@@ -5,8 +5,8 @@
 //! - glibc overwrites what is freed, C libraries' buffers included, which the zeroizing allocator
 //!   does not see. `perturb` alone leaves what goes to the per-thread cache (all but 16 bytes of a
 //!   chunk) and the last 8 bytes of what goes to a fast bin, hence `tcache_count` and `mxfast`;
-//!   the stack of a thread that has ended would stay mapped, hence `stack_cache_size`. And one arena
-//!   serves all threads: with one for each, what every thread once needed stays resident, 3 MB of 20;
+//!   the stack of a thread that has ended would stay mapped, hence `stack_cache_size`. And threads
+//!   share few arenas: with one for each, what every thread once needed stays resident, 3 MB of 20;
 //! - libtss2 writes no log lines of its own.
 //!
 //! Invariants:
@@ -31,8 +31,10 @@ use rustix::process::{
 /// glibc's tunables, read when a process starts; see the GNU C Library manual, "Tunables".
 /// Allocated memory is filled with the complement of `perturb`: zeros.
 const TUNABLES: &str = "glibc.malloc.perturb=255:glibc.malloc.tcache_count=0:\
-                        glibc.malloc.mxfast=0:glibc.pthread.stack_cache_size=0:\
-                        glibc.malloc.arena_max=1";
+                        glibc.malloc.mxfast=0:glibc.pthread.stack_cache_size=0";
+/// Keys of TFHE are made by several threads at once, which one arena makes half as slow again.
+const ARENAS: &str =
+    if cfg!(feature = "tfhe") { "glibc.malloc.arena_max=2" } else { "glibc.malloc.arena_max=1" };
 const TUNABLES_VARIABLE: &str = "GLIBC_TUNABLES";
 /// Tells the program that it has started itself, even where the tunables were taken from it.
 const STARTED_VARIABLE: &str = "MOAI_AGENT_STARTED_ANEW";
@@ -133,14 +135,15 @@ fn start_anew_once() -> io::Result<()> {
     Err(command.exec())
 }
 
-/// Ours after the user's: glibc takes the last value of each.
+/// glibc takes the last value of each: the user's count of arenas, and our secrecy.
 fn tunables(users: Option<&OsStr>) -> OsString {
-    let mut tunables = OsString::new();
-    if let Some(users) = users.filter(|users| !users.is_empty()) {
-        tunables.push(users);
-        tunables.push(":");
+    let mut tunables = OsString::from(ARENAS);
+    for part in [users.unwrap_or_default(), OsStr::new(TUNABLES)] {
+        if !part.is_empty() {
+            tunables.push(":");
+            tunables.push(part);
+        }
     }
-    tunables.push(TUNABLES);
     tunables
 }
 
@@ -194,12 +197,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ours_come_after_the_users_tunables() {
-        assert_eq!(tunables(None), TUNABLES);
-        assert_eq!(tunables(Some(OsStr::new(""))), TUNABLES);
-        let both = tunables(Some(OsStr::new("glibc.malloc.arena_max=1")));
-        assert_eq!(both.to_str().unwrap().split(':').count(), 5);
-        assert!(both.to_str().unwrap().starts_with("glibc.malloc.arena_max=1:"));
+    fn the_users_tunables_count_but_for_secrecy() {
+        for none in [None, Some(OsStr::new(""))] {
+            assert_eq!(tunables(none).to_str().unwrap(), format!("{ARENAS}:{TUNABLES}"));
+        }
+        let both = tunables(Some(OsStr::new("glibc.malloc.arena_max=8")));
+        let expected = format!("{ARENAS}:glibc.malloc.arena_max=8:{TUNABLES}");
+        assert_eq!(both.to_str().unwrap(), expected);
     }
 
     #[test]
