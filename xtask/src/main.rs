@@ -110,7 +110,7 @@ enum Command {
         quick: bool,
     },
     /// Run a whole robot in a virtual machine: Debian with its kernel, a TPM at /dev/tpmrm0, and the
-    /// agent's package. Where the processor is emulated that takes 8 minutes, after 3 for the disk and as
+    /// agent's package. Where the processor is emulated that takes 8 to 10 minutes, after 3 for the disk and as
     /// long as a release build takes for the package, so `test` leaves it out.
     Vm {
         /// The package to install instead of the one that `dist` makes.
