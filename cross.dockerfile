@@ -1,6 +1,6 @@
 # The image that cross.toml builds in: compilers of this machine, libraries of the robot's in a tree of
-# their own. Side by side with this machine's they would have to be of the same version, and Debian's
-# security updates are not made for armhf.
+# their own. Side by side with this machine's they would have to be of the same version, and those of
+# armhf could not be had with Debian's security updates.
 FROM debian:bookworm
 ARG GNU
 ARG DEBIAN

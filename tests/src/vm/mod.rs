@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - the agent is started, reloaded, killed and started again by systemd alone;
-//! - secrets that are looked for on the disk are taken from the TPM and the vault when the machine is off.
+//! - secrets that are looked for on the disk are taken from copies of TPM and vault, outside of the machine.
 
 mod machine;
 mod robot;
